@@ -1,0 +1,74 @@
+"""What every launcher shares: its registration as a custom operator, and the checks of its arguments.
+
+A launcher is a plain function on tensors. `operator` registers it as `torch.ops.vit_fast.<name>` for CUDA, and for the CPU
+because Triton's interpreter runs there; a fake gives shapes to torch.compile and torch.export; a backward that raises
+keeps a gradient from being silently missing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+INTERPRETED = knobs.runtime.interpret
+# a * b + c as one FMA, the default until Triton 3.9 and not after
+COMPILE_OPTIONS = {"enable_fp_fusion": True}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_LIBRARY = torch.library.Library("vit_fast", "DEF")
+
+
+def operator(schema: str, launcher: Callable, fake: Callable) -> Callable:
+    """Registers `launcher` under `schema`; returns the operator. The first argument names the device."""
+    name = schema.partition("(")[0]
+
+    def on_cuda(x: Tensor, *args):
+        # Triton launches on the current device, which need not be x's
+        with torch.cuda.device_of(x):
+            return launcher(x, *args)
+
+    def on_cpu(x: Tensor, *args):
+        if not INTERPRETED:
+            raise RuntimeError(
+                f"vit_fast.{name} got a tensor on the CPU, and Triton kernels need a GPU: "
+                "use vit_fast.ops.torch_ops(), or set TRITON_INTERPRET=1 before Python starts to run them interpreted"
+            )
+        return launcher(x, *args)
+
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"vit_fast.{name} has no gradient: call the model under torch.inference_mode(), "
+            "or train through vit_fast.ops.torch_ops()"
+        )
+
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, on_cuda, "CUDA")
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    torch.library.register_fake(f"vit_fast::{name}", fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"vit_fast::{name}", backward, lib=_LIBRARY)
+    return getattr(torch.ops.vit_fast, name).default
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [..., K] -> [M, K] with a unit last stride: a view where the layout allows it, else a copy."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def check(op: str, ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(f"vit_fast.{op}: {message}")
+
+
+def check_floats(op: str, dtype: torch.dtype | None = None, **tensors: Tensor | None) -> None:
+    """Each given tensor is of `dtype` (None: of any supported one) and on the first one's device."""
+    device = None
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        device = device or t.device
+        check(op, t.device == device, f"{name} is on {t.device}, the first argument on {device}")
+        wanted = DTYPES if dtype is None else (dtype,)
+        expected = " or ".join(str(d) for d in wanted)
+        check(op, t.dtype in wanted, f"{name} is {t.dtype}, expected {expected}")

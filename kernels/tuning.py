@@ -1,0 +1,45 @@
+"""What a launch rule may know about a GPU.
+
+A kernel file's `launch_config` is a pure function of the shape and of this record: nothing is measured when a user calls,
+and the same rule can be compiled for a GPU that is not there.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    arch: int  # compute capability, 90 for 9.0
+    sms: int
+    smem: int  # bytes of shared memory that one block may take
+
+    @property
+    def bulk_copies(self) -> bool:
+        """Tensor descriptors are copied by hardware, and the matrix unit reads shared memory (9.x and 10.x)."""
+        return self.arch // 10 in (9, 10)
+
+
+# CUDA C++ Programming Guide, table "Technical specifications per compute capability"; SM counts: the vendor's datasheets
+KNOWN = {
+    "sm_80": Gpu("A100", 80, 108, 163 << 10),
+    "sm_86": Gpu("A10", 86, 72, 99 << 10),
+    "sm_89": Gpu("L4", 89, 58, 99 << 10),
+    "sm_90": Gpu("H100/H200", 90, 132, 227 << 10),
+    "sm_100": Gpu("B200", 100, 148, 227 << 10),
+    "sm_120": Gpu("RTX 5090", 120, 170, 99 << 10),
+}
+
+
+@lru_cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU behind `device`; for the interpreter's CPU tensors the H100/H200, whose rules it then follows."""
+    if device.type != "cuda":
+        return KNOWN["sm_90"]
+    p = torch.cuda.get_device_properties(device)
+    return Gpu(
+        p.name, p.major * 10 + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
+    )

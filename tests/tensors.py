@@ -1,0 +1,44 @@
+"""Awkward tensors for the kernel tests: their values, their layouts, and the halves of a comparison."""
+
+import torch
+from torch import Tensor
+
+VALUES = ("normal", "tiny", "constant rows", "one channel 1000x")
+LAYOUTS = ("contiguous", "rows sliced", "columns sliced", "transposed", "unaligned")
+
+
+def values(kind: str, *shape: int, seed: int = 0) -> Tensor:
+    """float64 [..., N] of one kind."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    match kind:
+        case "tiny":
+            return 1e-3 * x
+        case "constant rows":
+            return x[..., :1].expand(shape).clone()
+        case "one channel 1000x":
+            x[..., shape[-1] // 3] *= 1000
+    return x
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another layout of memory; what lies between them is NaN."""
+    *lead, n = x.shape
+    match layout:
+        case "rows sliced":
+            wide = x.new_full((*lead[:-1], 2 * lead[-1], n), float("nan"))
+            view = wide[..., ::2, :]
+        case "columns sliced":
+            view = x.new_full((*lead, n + 16), float("nan"))[..., 8 : n + 8]
+        case "transposed":
+            view = x.new_full((*lead[:-1], n, lead[-1]), float("nan")).transpose(-1, -2)
+        case "unaligned":
+            view = x.new_full((x.numel() + 1,), float("nan"))[1:].view(x.shape)
+        case _:
+            return x.contiguous()
+    view.copy_(x)
+    return view
+
+
+def f64(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.double() for t in tensors]
