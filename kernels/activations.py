@@ -1,20 +1,21 @@
 """Activations in fp32 registers, each beside its definition.
 
-    gelu        x * Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2       (Hendrycks & Gimpel 2016, eq. 1)
-    gelu_tanh   x * (1 + tanh(u)) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)     (the same paper, section 2)
-    quick_gelu  x * sigmoid(1.702 x)                                  (the same paper; OpenAI CLIP)
-    silu        x * sigmoid(x)
+gelu        x * Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2       (Hendrycks & Gimpel 2016, eq. 1)
+gelu_tanh   x * (1 + tanh(u)) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)     (the same paper, section 2)
+quick_gelu  x * sigmoid(1.702 x)                                  (the same paper; OpenAI CLIP) silu
+x * sigmoid(x)
 
 (1 + tanh(u)) / 2 = sigmoid(2u) is exact algebra and has no cancellation for negative u.
 
-`gelu` has two forms. The library erf is accurate to the last bits of fp32, but it branches, and in the epilogue of a
-128-wide matrix tile it spills registers. For fp16 and bf16 results `gelu_half` writes Phi(-|x|) as the exponential of a
-polynomial, Phi(-z) = 2^P(z), so that
+`gelu` has two forms. The library erf is accurate to the last bits of fp32, but it branches, and in
+the epilogue of a 128-wide matrix tile it spills registers. For fp16 and bf16 results `gelu_half`
+writes Phi(-|x|) as the exponential of a polynomial, Phi(-z) = 2^P(z), so that
 
     gelu(x) = relu(x) - |x| 2^P(|x|)
 
-costs five FMAs and one exponential. P is a degree-5 fit for z in [0, 6]; the result is at most 6.4e-7 from the true value,
-which is under a tenth of half a unit of bf16. Near zero the relative error is 2.6e-5: too much for fp32, which takes erf.
+costs five FMAs and one exponential. P is a degree-5 fit for z in [0, 6]; the result is at most
+6.4e-7 from the true value, which is under a tenth of half a unit of bf16. Near zero the relative
+error is 2.6e-5: too much for fp32, which takes erf.
 """
 
 import torch
@@ -83,6 +84,15 @@ def quick_gelu(x):
 
 @triton.jit
 def silu(x):
+    # exp(-x) = 2^n exp(r): the product -x log2(e) alone would round away |x| units of the result
+    z = tl.minimum(tl.maximum(-x, -126.0), 126.0)
+    n = tl.floor(z * _LOG2_E + 0.5)
+    r = (z - n * 0.693359375) + n * 2.12194440e-4  # ln 2 in two parts, n times the first is exact
+    return x / (1.0 + tl.exp2(n) * tl.exp2(r * _LOG2_E))
+
+
+@triton.jit
+def silu_half(x):
     return _times_sigmoid(x, x)
 
 
@@ -90,7 +100,7 @@ _FORMS = {
     "gelu": (gelu, gelu_half),
     "gelu_tanh": (gelu_tanh, gelu_tanh),
     "quick_gelu": (quick_gelu, quick_gelu),
-    "silu": (silu, silu),
+    "silu": (silu, silu_half),
 }
 NAMES = tuple(_FORMS)
 

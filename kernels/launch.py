@@ -1,8 +1,9 @@
-"""What every launcher shares: its registration as a custom operator, and the checks of its arguments.
+"""What every launcher shares: its registration as a custom operator, and the checks of its
+arguments.
 
-A launcher is a plain function on tensors. `operator` registers it as `torch.ops.vit_fast.<name>` for CUDA, and for the CPU
-because Triton's interpreter runs there; a fake gives shapes to torch.compile and torch.export; a backward that raises
-keeps a gradient from being silently missing.
+A launcher is a plain function on tensors. `operator` registers it as `torch.ops.vit_fast.<name>`
+for CUDA, and for the CPU because Triton's interpreter runs there; a fake gives shapes to
+torch.compile and torch.export; a backward that raises keeps a gradient from being silently missing.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,9 @@ _LIBRARY = torch.library.Library("vit_fast", "DEF")
 
 
 def operator(schema: str, launcher: Callable, fake: Callable) -> Callable:
-    """Registers `launcher` under `schema`; returns the operator. The first argument names the device."""
+    """Registers `launcher` under `schema`; returns the operator. The first argument names the
+    device.
+    """
     name = schema.partition("(")[0]
 
     def on_cuda(x: Tensor, *args):

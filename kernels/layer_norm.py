@@ -1,9 +1,10 @@
 """LayerNorm: y = (x - mean) * rstd * w + b over the last axis, statistics in fp32.
 
-One program owns whole rows: x is read once and y written once, 2 * M * N * itemsize bytes in all, so the roof is memory
-bandwidth. The variance is taken around the mean in a second pass over registers: one pass, E[x^2] - mean^2, loses every
-digit when |mean| is large beside the spread. So does a mean that is off by its own rounding, where eps is 1e-12 and a row
-is constant: 1e-7 of the value, times 1/sqrt(eps), is a tenth of it. The mean of what is left after the first mean corrects
+One program owns whole rows: x is read once and y written once, 2 * M * N * itemsize bytes in all,
+so the roof is memory bandwidth. The variance is taken around the mean in a second pass over
+registers: one pass, E[x^2] - mean^2, loses every digit when |mean| is large beside the spread. So
+does a mean that is off by its own rounding, where eps is 1e-12 and a row is constant: 1e-7 of the
+value, times 1/sqrt(eps), is a tenth of it. The mean of what is left after the first mean corrects
 it.
 """
 
@@ -24,7 +25,9 @@ def layer_norm_ref(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
 
 
 def launch_config(N: int) -> dict[str, int]:
-    """Rows a program and warps for rows of N: 32 values a lane, and rows enough for four 16-byte loads in flight."""
+    """Rows a program and warps for rows of N: 32 values a lane, and rows enough for four 16-byte
+    loads in flight.
+    """
     block_n = triton.next_power_of_2(N)
     return {
         "BLOCK_M": max(1, 1024 // block_n),
@@ -60,16 +63,20 @@ def _layer_norm_kernel(
     w = tl.load(w_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
     y = xc * rstd[:, None] * w[None, :] + b[None, :]
-    tl.store(
-        y_ptr + offs_m[:, None] * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask
-    )
+    tl.store(y_ptr + offs_m[:, None] * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """x [..., N], weight [N], bias [N] -> [..., N] in x.dtype. ValueError names the shapes that do not fit."""
+    """x [..., N], weight [N], bias [N] -> [..., N] in x.dtype. ValueError names the shapes that do
+    not fit.
+    """
     N = x.shape[-1] if x.dim() else 0
     check("layer_norm", x.dim() > 0 and 0 < N <= MAX_WIDTH, f"x is {tuple(x.shape)}")
-    check("layer_norm", weight.shape == (N,), f"weight is {tuple(weight.shape)}, x is {tuple(x.shape)}")
+    check(
+        "layer_norm",
+        weight.shape == (N,),
+        f"weight is {tuple(weight.shape)}, x is {tuple(x.shape)}",
+    )
     check("layer_norm", bias.shape == (N,), f"bias is {tuple(bias.shape)}, x is {tuple(x.shape)}")
     check_floats("layer_norm", x=x, weight=weight, bias=bias)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -88,4 +95,6 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-layer_norm = operator("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", launch, _fake)
+layer_norm = operator(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", launch, _fake
+)

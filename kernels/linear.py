@@ -1,12 +1,15 @@
-"""y = residual + scale * act(x W^T + b): a GEMM with everything elementwise in its epilogue, accumulated in fp32.
+"""y = residual + scale * act(x W^T + b): a GEMM with everything elementwise in its epilogue,
+accumulated in fp32.
 
-2 M N K operations; x, W and the residual are read once from memory and y is written once (tiles that share rows of x run
-side by side and meet in the L2 cache), where separate passes for the bias, activation, LayerScale and residual would
-move up to 8 M N elements more. The GELU-MLP of a block is two of these: fc1 with the activation, fc2 with the residual.
+2 M N K operations; x, W and the residual are read once from memory and y is written once (tiles
+that share rows of x run side by side and meet in the L2 cache), where separate passes for the bias,
+activation, LayerScale and residual would move up to 8 M N elements more. The GELU-MLP of a block is
+two of these: fc1 with the activation, fc2 with the residual.
 
-Two kernels. Where the hardware copies boxes by descriptor (compute capability 9.x and 10.x), a persistent grid walks the
-tiles and the accumulator is stored in column slices, so that the epilogue never holds a whole tile twice. Elsewhere, for
-fp32, and for layouts that a descriptor cannot express, pipelined pointer loads.
+Two kernels. Where the hardware copies boxes by descriptor (compute capability 9.x and 10.x), a
+persistent grid walks the tiles and the accumulator is stored in column slices, so that the epilogue
+never holds a whole tile twice. Elsewhere, for fp32, and for layouts that a descriptor cannot
+express, pipelined pointer loads.
 """
 
 from dataclasses import dataclass
@@ -40,7 +43,9 @@ class Config:
     num_stages: int
     slices: int = 1  # column slices of the epilogue
     blocks_per_sm: int = 1
-    rate: float = 1.0  # an estimate: share of the matrix rate that the main loop of this tile sustains
+    rate: float = (
+        1.0  # an estimate: share of the matrix rate that the main loop of this tile sustains
+    )
 
 
 # Each compiles without spills with every epilogue for the GPUs named (vit-fast inspect shows registers and memory).
@@ -85,7 +90,9 @@ def _epilogue(acc, offs_n, N, bias_ptr, scale_ptr, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _store_slice(acc, y_desc, residual_desc, row, col, N, bias_ptr, scale_ptr, ACTIVATION: tl.constexpr):
+def _store_slice(
+    acc, y_desc, residual_desc, row, col, N, bias_ptr, scale_ptr, ACTIVATION: tl.constexpr
+):
     y = _epilogue(acc, col + tl.arange(0, acc.shape[1]), N, bias_ptr, scale_ptr, ACTIVATION)
     if residual_desc is not None:
         y += residual_desc.load([row, col]).to(tl.float32)
@@ -180,7 +187,9 @@ def _linear_pointer_kernel(
 
 
 def describable(*matrices: Tensor | None) -> bool:
-    """Whether a descriptor can express each [rows, columns]: 16-byte aligned base and rows, half precision."""
+    """Whether a descriptor can express each [rows, columns]: 16-byte aligned base and rows, half
+    precision.
+    """
     return all(
         t.element_size() == 2 and t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(0) > 0
         for t in matrices
@@ -189,7 +198,7 @@ def describable(*matrices: Tensor | None) -> bool:
 
 
 def fp32_precision() -> str:
-    """"ieee", or "tf32" when the user has asked PyTorch for TF32 in its matrix products."""
+    """ "ieee", or "tf32" when the user has asked PyTorch for TF32 in its matrix products."""
     settings = torch.backends.cuda.matmul
     if hasattr(settings, "fp32_precision"):  # torch >= 2.9
         return "tf32" if settings.fp32_precision == "tf32" else "ieee"
@@ -208,17 +217,30 @@ def launch(
 ) -> Tensor:
     """x [..., K], weight [N, K], bias [N], scale [N], residual [..., N] -> [..., N] in x.dtype.
 
-    x, weight and residual share a dtype; bias and scale may be of another one. ValueError names what does not fit. `gpu` and
-    `config` override the device's own, for tests and for compiling without one.
+    x, weight and residual share a dtype; bias and scale may be of another one. ValueError names
+    what does not fit. `gpu` and `config` override the device's own, for tests and for compiling
+    without one.
     """
-    check("linear", x.dim() > 0 and weight.dim() == 2, f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}")
+    check(
+        "linear",
+        x.dim() > 0 and weight.dim() == 2,
+        f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}",
+    )
     N, K = weight.shape
     shape = (*x.shape[:-1], N)
     check("linear", x.shape[-1] == K > 0, f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}")
     for name, t in (("bias", bias), ("scale", scale)):
-        check("linear", t is None or t.shape == (N,), f"{name} is {t is not None and tuple(t.shape)}, expected ({N},)")
+        check(
+            "linear",
+            t is None or t.shape == (N,),
+            f"{name} is {t is not None and tuple(t.shape)}, expected ({N},)",
+        )
     if residual is not None:
-        check("linear", residual.shape == shape, f"residual is {tuple(residual.shape)}, expected {shape}")
+        check(
+            "linear",
+            residual.shape == shape,
+            f"residual is {tuple(residual.shape)}, expected {shape}",
+        )
     check_floats("linear", x=x, bias=bias, scale=scale)
     check_floats("linear", x.dtype, x=x, weight=weight, residual=residual)
 

@@ -1,13 +1,15 @@
 """Patch embedding: pixels -> tokens in one launch.
 
-A convolution whose stride is its kernel is a matrix product: a patch's C * P * P pixels, gathered by stride from
-wherever they are (NCHW, NHWC, a crop), times the filters, plus bias and position, written behind the prefix rows (class
-token, registers), which the same launch writes. B * C * H * W pixels are read (the tiles that need the same pixels run side
-by side and meet in the L2 cache) and B * N * D tokens are written; unfold, bias, concatenation and position as passes of
-their own would move 8 B N D elements more.
+A convolution whose stride is its kernel is a matrix product: a patch's C * P * P pixels, gathered
+by stride from wherever they are (NCHW, NHWC, a crop), times the filters, plus bias and position,
+written behind the prefix rows (class token, registers), which the same launch writes. B * C * H * W
+pixels are read (the tiles that need the same pixels run side by side and meet in the L2 cache) and
+B * N * D tokens are written; unfold, bias, concatenation and position as passes of their own would
+move 8 B N D elements more.
 
-uint8 pixels x enter as x - 128, exact in every float format, against filters and a bias that hold the rescaling and the
-normalisation (vit_fast.weights folds them): centred, the sum does not cancel against a large bias.
+uint8 pixels x enter as x - 128, exact in every float format, against filters and a bias that hold
+the rescaling and the normalisation (vit_fast.weights folds them): centred, the sum does not cancel
+against a large bias.
 """
 
 import torch
@@ -26,7 +28,12 @@ def patch_embed_ref(pixels, weight, bias, prefix, pos, patch: int) -> Tensor:
     """The definition; tests evaluate it in float64."""
     B, C, H, W = pixels.shape
     x = pixels.to(weight.dtype) - (UINT8_CENTRE if pixels.dtype == torch.uint8 else 0)
-    x = x.reshape(B, C, H // patch, patch, W // patch, patch).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    x = (
+        x.reshape(B, C, H // patch, patch, W // patch, patch)
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     tokens = x @ weight.T
     tokens = tokens if bias is None else tokens + bias
     tokens = tokens if pos is None else tokens + pos
@@ -34,11 +41,15 @@ def patch_embed_ref(pixels, weight, bias, prefix, pos, patch: int) -> Tensor:
 
 
 def launch_config(M: int, D: int, itemsize: int, gpu: Gpu) -> dict[str, int]:
-    """Tile and warps for M patches of D channels: the largest tile that gives every multiprocessor one. Pure."""
+    """Tile and warps for M patches of D channels: the largest tile that gives every multiprocessor
+    one. Pure.
+    """
     if itemsize == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     # without wgmma, the addresses of a gather leave no registers for a wider tile of few rows
-    for block_m, block_n in ((128, 128), (64, 128), (64, 64)) if gpu.bulk_copies else ((128, 128), (64, 64)):
+    for block_m, block_n in (
+        ((128, 128), (64, 128), (64, 64)) if gpu.bulk_copies else ((128, 128), (64, 64))
+    ):
         if triton.cdiv(M, block_m) * triton.cdiv(D, block_n) >= gpu.sms:
             break
     return {
@@ -98,18 +109,24 @@ def _patch_embed_kernel(
             acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
         mask = mask_m[:, None] & mask_n[None, :]
         if pos_ptr is not None:
-            acc += tl.load(pos_ptr + p[:, None] * D + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+            acc += tl.load(pos_ptr + p[:, None] * D + offs_n[None, :], mask=mask, other=0.0).to(
+                tl.float32
+            )
         row = b * (R + patches) + R + p
         tl.store(y_ptr + row[:, None] * D + offs_n[None, :], acc.to(dtype), mask=mask)
     elif prefix_ptr is not None:
         offs_r = (pid_m - tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
         mask = (offs_r < B * R)[:, None] & mask_n[None, :]
-        rows = tl.load(prefix_ptr + (offs_r % R)[:, None] * D + offs_n[None, :], mask=mask, other=0.0)
+        rows = tl.load(
+            prefix_ptr + (offs_r % R)[:, None] * D + offs_n[None, :], mask=mask, other=0.0
+        )
         row = (offs_r // R).to(tl.int64) * (R + patches) + offs_r % R
         tl.store(y_ptr + row[:, None] * D + offs_n[None, :], rows, mask=mask)
 
 
-def _shape(pixels: Tensor, weight: Tensor, prefix: Tensor | None, patch: int) -> tuple[int, int, int]:
+def _shape(
+    pixels: Tensor, weight: Tensor, prefix: Tensor | None, patch: int
+) -> tuple[int, int, int]:
     rows = (pixels.shape[2] // patch) * (pixels.shape[3] // patch)
     return pixels.shape[0], rows + (0 if prefix is None else prefix.shape[0]), weight.shape[0]
 
@@ -123,29 +140,65 @@ def launch(
     patch: int,
     gpu: Gpu | None = None,
 ) -> Tensor:
-    """pixels [B, C, H, W] -> tokens [B, R + (H / patch) (W / patch), D] in weight.dtype; patches in row-major order.
+    """pixels [B, C, H, W] -> tokens [B, R + (H / patch) (W / patch), D] in weight.dtype; patches in
+    row-major order.
 
-    pixels: weight.dtype, or uint8 with folded weights (see above), any strides; weight [D, C * patch * patch] in the order
-    (channel, row, column); bias [D] of any float dtype; prefix [R, D] and pos [patches, D] in weight.dtype. ValueError names
-    what does not fit.
+    pixels: weight.dtype, or uint8 with folded weights (see above), any strides; weight [D, C *
+    patch * patch] in the order (channel, row, column); bias [D] of any float dtype; prefix [R, D]
+    and pos [patches, D] in weight.dtype. ValueError names what does not fit.
     """
     op = "patch_embed"
-    check(op, pixels.dim() == 4 and weight.dim() == 2, f"pixels is {tuple(pixels.shape)}, weight is {tuple(weight.shape)}")
+    check(
+        op,
+        pixels.dim() == 4 and weight.dim() == 2,
+        f"pixels is {tuple(pixels.shape)}, weight is {tuple(weight.shape)}",
+    )
     B, C, H, W = pixels.shape
     D, K = weight.shape
-    check(op, K == C * patch * patch, f"weight is {tuple(weight.shape)}, expected [D, {C * patch * patch}]")
-    check(op, H % patch == 0 and W % patch == 0 and H * W > 0, f"{H} x {W} pixels, not a multiple of {patch}")
+    check(
+        op,
+        K == C * patch * patch,
+        f"weight is {tuple(weight.shape)}, expected [D, {C * patch * patch}]",
+    )
+    check(
+        op,
+        H % patch == 0 and W % patch == 0 and H * W > 0,
+        f"{H} x {W} pixels, not a multiple of {patch}",
+    )
     GH, GW = H // patch, W // patch
     for name, t, expected in (("bias", bias, (D,)), ("pos", pos, (GH * GW, D))):
-        check(op, t is None or t.shape == expected, f"{name} is {None if t is None else tuple(t.shape)}, expected {expected}")
-    check(op, prefix is None or (prefix.dim() == 2 and prefix.shape[1] == D), f"prefix is not [R, {D}]")
+        check(
+            op,
+            t is None or t.shape == expected,
+            f"{name} is {None if t is None else tuple(t.shape)}, expected {expected}",
+        )
+    check(
+        op,
+        prefix is None or (prefix.dim() == 2 and prefix.shape[1] == D),
+        f"prefix is not [R, {D}]",
+    )
     check_floats(op, weight=weight, bias=bias)
     check_floats(op, weight.dtype, weight=weight, prefix=prefix, pos=pos)
     uint8 = pixels.dtype == torch.uint8
-    check(op, uint8 or pixels.dtype == weight.dtype, f"pixels are {pixels.dtype}, expected uint8 or {weight.dtype}")
-    check(op, pixels.device == weight.device, f"pixels are on {pixels.device}, weight on {weight.device}")
-    span = sum((n - 1) * abs(stride) for n, stride in zip(pixels.shape[1:], pixels.stride()[1:], strict=True))
-    check(op, span < 2**31, f"an image of {C} x {H} x {W} with strides {pixels.stride()} spans over 2^31 values")
+    check(
+        op,
+        uint8 or pixels.dtype == weight.dtype,
+        f"pixels are {pixels.dtype}, expected uint8 or {weight.dtype}",
+    )
+    check(
+        op,
+        pixels.device == weight.device,
+        f"pixels are on {pixels.device}, weight on {weight.device}",
+    )
+    span = sum(
+        (n - 1) * abs(stride)
+        for n, stride in zip(pixels.shape[1:], pixels.stride()[1:], strict=True)
+    )
+    check(
+        op,
+        span < 2**31,
+        f"an image of {C} x {H} x {W} with strides {pixels.stride()} spans over 2^31 values",
+    )
 
     y = torch.empty(_shape(pixels, weight, prefix, patch), dtype=weight.dtype, device=weight.device)
     if y.numel() == 0:
@@ -154,7 +207,9 @@ def launch(
     config = launch_config(B * GH * GW, D, weight.element_size(), gpu)
     R = y.shape[1] - GH * GW
     tiles_m = triton.cdiv(B * GH * GW, config["BLOCK_M"]) + triton.cdiv(B * R, config["BLOCK_M"])
-    weight, bias, prefix, pos = (t if t is None else t.contiguous() for t in (weight, bias, prefix, pos))
+    weight, bias, prefix, pos = (
+        t if t is None else t.contiguous() for t in (weight, bias, prefix, pos)
+    )
     _patch_embed_kernel[(tiles_m * triton.cdiv(D, config["BLOCK_N"]),)](
         pixels, weight, bias, prefix if R else None, pos, y, B, GH, GW, D, *pixels.stride(),
         K=K, P=patch, R=R, UINT8=uint8, PRECISION=fp32_precision(), **config, **COMPILE_OPTIONS,

@@ -1,11 +1,14 @@
-"""Compiles the launches that ship, for a named GPU on a machine without one, and reads the machine code.
+"""Compiles the launches that ship, for a named GPU on a machine without one, and reads the machine
+code.
 
-    python -m vit_fast.kernels.static_check --arch sm_90 [--all]        one JSON object a kernel, as it is compiled
+python -m vit_fast.kernels.static_check --arch sm_90 [--all]        one JSON object a kernel, as it
+is compiled
 
-The real launchers run, on meta tensors, against a driver that knows the GPU's name and launches nothing: what is compiled
-is what a user's call would compile, specialised in the same way. It takes a process of its own, because Triton cannot
-compile where TRITON_INTERPRET is set; `run` starts one. Registers, spills and shared memory come from the cubin; matrix
-instructions and bulk copies are counted in the PTX; ptxas says when it had to serialise wgmma.
+The real launchers run, on meta tensors, against a driver that knows the GPU's name and launches
+nothing: what is compiled is what a user's call would compile, specialised in the same way. It takes
+a process of its own, because Triton cannot compile where TRITON_INTERPRET is set; `run` starts one.
+Registers, spills and shared memory come from the cubin; matrix instructions and bulk copies are
+counted in the PTX; ptxas says when it had to serialise wgmma.
 """
 
 import argparse
@@ -26,9 +29,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
-from . import attention, layer_norm, linear, patch_embed
-from .activations import NAMES
-from .tuning import KNOWN, Gpu
+from .static_launches import launches
+from .tuning import KNOWN
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SHOWN = re.compile(r"BLOCK_|SLICES|C\d$|W\d$|TAIL_N|^[DPK]$|UINT8|ACTIVATION")
@@ -58,99 +60,13 @@ class Compiled:
         wide = half and int(block_m[1]) >= 64 and KNOWN[self.arch].bulk_copies
         found = {
             f"spills {self.spill_bytes} bytes": self.spill_bytes > 0,
-            f"takes {self.smem_bytes} of {self.smem_limit} bytes of shared memory": self.smem_bytes > self.smem_limit,
+            f"takes {self.smem_bytes} of {self.smem_limit} bytes of shared memory": self.smem_bytes
+            > self.smem_limit,
             "is off the matrix unit": half and self.matrix == "none",
             f"uses {self.matrix} for a wide tile": wide and self.matrix == "mma.sync",
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
         }
         return [fault for fault, there in found.items() if there]
-
-
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    image: int
-    patch: int
-    dim: int
-    heads: int
-    mlp: int
-    activation: str
-
-    @property
-    def tokens(self) -> int:
-        return (self.image // self.patch) ** 2 + 1
-
-
-MAIN = (
-    Shape("ViT-B/16-224", 224, 16, 768, 12, 3072, "gelu"),
-    Shape("ViT-L/16-224", 224, 16, 1024, 16, 4096, "gelu"),
-    Shape("so400m/14-384", 378, 14, 1152, 16, 4304, "gelu_tanh"),
-)
-MORE = (
-    Shape("ViT-S/8-224", 224, 8, 384, 6, 1536, "gelu"),
-    Shape("CLIP-B/32-224", 224, 32, 768, 12, 3072, "quick_gelu"),
-    Shape("CLIP-L/14-336", 336, 14, 1024, 16, 4096, "quick_gelu"),
-    Shape("ViT-H/14-224", 224, 14, 1280, 16, 5120, "gelu"),
-    Shape("ViT-g/14-224", 224, 14, 1408, 16, 6144, "gelu"),
-    Shape("giant/16-384", 384, 16, 1536, 16, 6144, "gelu_tanh"),
-    Shape("bigG/14-224", 224, 14, 1664, 16, 8192, "gelu"),
-    Shape("7B/16-512", 512, 16, 4096, 32, 8192, "silu"),
-)
-
-
-def _model(s: Shape, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Each launch of one model as (name, call)."""
-
-    def t(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    def gemm(n: int, k: int, activation: str | None = None, residual: bool = False) -> Callable:
-        x, r = t(batch, s.tokens, k), t(batch, s.tokens, n) if residual else None
-        return lambda: linear.launch(x, t(n, k), t(n), activation, None, r, gpu=gpu)
-
-    qkv = t(batch, s.tokens, 3, s.heads, s.dim // s.heads)
-    q, k, v = qkv.unbind(2)
-    for pixels in (torch.uint8, dtype):
-        yield f"patch_embed {str(pixels)[6:]}", lambda p=pixels: patch_embed.launch(
-            t(batch, 3, s.image, s.image, dtype=p), t(s.dim, 3 * s.patch**2), t(s.dim, dtype=torch.float32),
-            t(1, s.dim), t(s.tokens - 1, s.dim), s.patch, gpu=gpu,
-        )  # fmt: skip
-    yield "layer_norm", lambda: layer_norm.launch(qkv[:, :, 0].flatten(2), t(s.dim), t(s.dim), 1e-6)
-    yield "qkv", gemm(3 * s.dim, s.dim)
-    yield "attention", lambda: attention.launch(q, k, v, 1.0, gpu=gpu)
-    yield "attention of the class token", lambda: attention.launch(q[:, :1], k, v, 1.0, gpu=gpu)
-    yield "proj", gemm(s.dim, s.dim, residual=True)
-    yield "fc1", gemm(s.mlp, s.dim, s.activation)
-    yield "fc2", gemm(s.dim, s.mlp, residual=True)
-
-
-def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Every tile of `linear` with every epilogue."""
-
-    def t(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    descriptors = gpu.bulk_copies and dtype != torch.float32
-    for config in linear.tiles(dtype.itemsize, descriptors):
-        for activation in (None, *NAMES):
-            for residual in (None, t(1024, 768)):
-                for scale in (None, t(768)):
-                    yield "linear", lambda c=config, a=activation, s=scale, r=residual: linear.launch(
-                        t(1024, 1024), t(768, 1024), t(768), a, s, r, gpu=gpu, config=c
-                    )
-
-
-def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
-    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, or all models, tiles and dtypes."""
-    dtypes = (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16,)
-    for dtype in dtypes:
-        for shape in MAIN + MORE if everything else MAIN:
-            for batch in (64, 1):
-                for name, call in _model(shape, batch, dtype, gpu):
-                    yield f"{shape.name} batch {batch} {name}", dtype, call
-        if everything:
-            for name, call in _tiles(dtype, gpu):
-                yield name, dtype, call
 
 
 class _Driver:
@@ -201,19 +117,26 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
     metadata = json.loads(by_suffix[".json"].read_text())
     ptx = by_suffix[".ptx"].read_text()
     usage = subprocess.run(
-        [_TOOLS / "cuobjdump", "-res-usage", by_suffix[".cubin"]], capture_output=True, text=True, check=True
+        [_TOOLS / "cuobjdump", "-res-usage", by_suffix[".cubin"]],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     matrix = next((m for m in ("wgmma.mma_async", "tcgen05.mma", "mma.sync") if m in ptx), "none")
     constants = {source.fn.arg_names[i[0]]: value for i, value in source.constants.items()}
     config = [
-        f"{name}={getattr(value, '__name__', value)}" for name, value in constants.items() if _SHOWN.match(name)
+        f"{name}={getattr(value, '__name__', value)}"
+        for name, value in constants.items()
+        if _SHOWN.match(name)
     ]
     return Compiled(
         arch=arch,
         triton=triton.__version__,
         launch=launch,
         kernel=source.fn.__name__,
-        config=" ".join([*config, f"warps={metadata['num_warps']}", f"stages={metadata['num_stages']}"]),
+        config=" ".join(
+            [*config, f"warps={metadata['num_warps']}", f"stages={metadata['num_stages']}"]
+        ),
         dtype={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype],
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
         spill_bytes=int(re.search(r"STACK:(\d+)", usage)[1]),
@@ -226,13 +149,19 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
 
 
 def compile_all(arch: str, everything: bool, only: str = "") -> Iterator[Compiled]:
-    """Each distinct kernel of those `launches` whose name contains `only`, compiled for `arch`."""
+    """Each distinct kernel of those `static_launches.launches` whose name contains `only`, compiled
+    for `arch`.
+    """
     if knobs.runtime.interpret:
-        raise RuntimeError("Triton cannot compile where TRITON_INTERPRET is set: use static_check.run")
+        raise RuntimeError(
+            "Triton cannot compile where TRITON_INTERPRET is set: use static_check.run"
+        )
     driver = _Driver(KNOWN[arch].arch)
     triton.runtime.driver.set_active(driver)
     built: list[dict[str, str]] = []
-    knobs.runtime.kernel_load_end_hook = lambda module, function, name, files, hash: built.append(files)
+    knobs.runtime.kernel_load_end_hook = lambda module, function, name, files, hash: built.append(
+        files
+    )
     for launch, dtype, call in launches(KNOWN[arch], everything):
         if only in launch:
             call()
@@ -241,12 +170,16 @@ def compile_all(arch: str, everything: bool, only: str = "") -> Iterator[Compile
 
 
 def run(arch: str, everything: bool = False, only: str = "") -> Iterator[Compiled]:
-    """`compile_all` in a process of its own, which may set its own Triton up. RuntimeError with its words if it fails."""
+    """`compile_all` in a process of its own, which may set its own Triton up. RuntimeError with its
+    words if it fails.
+    """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", __name__, "--arch", arch, "--only", only]
     command += ["--all"] if everything else []
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
         for line in process.stdout:
             yield Compiled(**json.loads(line))
         if process.wait():

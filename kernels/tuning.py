@@ -1,7 +1,7 @@
 """What a launch rule may know about a GPU.
 
-A kernel file's `launch_config` is a pure function of the shape and of this record: nothing is measured when a user calls,
-and the same rule can be compiled for a GPU that is not there.
+A kernel file's `launch_config` is a pure function of the shape and of this record: nothing is
+measured when a user calls, and the same rule can be compiled for a GPU that is not there.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,14 @@ class Gpu:
 
     @property
     def bulk_copies(self) -> bool:
-        """Tensor descriptors are copied by hardware, and the matrix unit reads shared memory (9.x and 10.x)."""
+        """Tensor descriptors are copied by hardware, and the matrix unit reads shared memory (9.x
+        and 10.x).
+        """
         return self.arch // 10 in (9, 10)
 
 
-# CUDA C++ Programming Guide, table "Technical specifications per compute capability"; SM counts: the vendor's datasheets
+# shared memory: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability";
+# multiprocessors: the vendor's datasheets
 KNOWN = {
     "sm_80": Gpu("A100", 80, 108, 163 << 10),
     "sm_86": Gpu("A10", 86, 72, 99 << 10),
@@ -36,7 +39,9 @@ KNOWN = {
 
 @lru_cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The GPU behind `device`; for the interpreter's CPU tensors the H100/H200, whose rules it then follows."""
+    """The GPU behind `device`; for the interpreter's CPU tensors the H100/H200, whose rules it then
+    follows.
+    """
     if device.type != "cuda":
         return KNOWN["sm_90"]
     p = torch.cuda.get_device_properties(device)

@@ -6,7 +6,7 @@ from random import Random
 
 
 def pairwise(**parameters: Sequence) -> list[tuple]:
-    """Greedy cases, the same ones every time: each takes, of a few random ones, that with the most pairs not yet met."""
+    """Greedy and the same every time: of a few random cases, the one with most pairs yet to meet."""
     names, random = list(parameters), Random(0)
     missing = {
         (a, x, b, y)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from accuracy import assert_as_accurate
 from pairwise import pairwise
 from tensors import LAYOUTS, VALUES, f64, laid_out, values
@@ -47,7 +48,11 @@ def test_nonfinite_rows_stay_in_their_rows():
 
 
 def test_empty_batch():
-    assert layer_norm(torch.empty(0, 197, 64), torch.ones(64), torch.ones(64), 1e-6).shape == (0, 197, 64)
+    assert layer_norm(torch.empty(0, 197, 64), torch.ones(64), torch.ones(64), 1e-6).shape == (
+        0,
+        197,
+        64,
+    )
 
 
 @pytest.mark.parametrize(

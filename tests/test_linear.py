@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from accuracy import assert_as_accurate
 from pairwise import pairwise
 from tensors import LAYOUTS, f64, laid_out, values
@@ -29,13 +30,19 @@ def arguments(rows, n, k, activation, extras, kind, layout, dtype, lead=()):
     w = laid_out((values("normal", n, k, seed=1) / k**0.5).to(dtype), layout)
     b = values("normal", n, seed=2).to(dtype) if "bias" in extras else None
     s = values("normal", n, seed=3).to(dtype) if "scale" in extras else None
-    r = laid_out(values("normal", *lead, rows, n, seed=4).to(dtype), layout) if "residual" in extras else None
+    r = (
+        laid_out(values("normal", *lead, rows, n, seed=4).to(dtype), layout)
+        if "residual" in extras
+        else None
+    )
     return x, w, b, activation, s, r
 
 
 def compare(call, x, w, b, activation, s, r):
     ref = linear_ref(*f64(x, w, b), activation, *f64(s, r))
-    assert_as_accurate(call(x, w, b, activation, s, r), ref, torch_ops().linear(x, w, b, activation, s, r))
+    assert_as_accurate(
+        call(x, w, b, activation, s, r), ref, torch_ops().linear(x, w, b, activation, s, r)
+    )
 
 
 @pytest.mark.parametrize("rows, n, k, activation, extras, kind, layout, arch, dtype", CASES)
@@ -48,12 +55,17 @@ def test_against_float64(rows, n, k, activation, extras, kind, layout, arch, dty
 
 @pytest.mark.parametrize("rows, n, k", [(197, 1152, 384), (7, 768, 1152)])
 def test_wide(rows, n, k):
-    compare(linear, *arguments(rows, n, k, "gelu", "bias residual", "normal", "contiguous", torch.float16))
+    compare(
+        linear,
+        *arguments(rows, n, k, "gelu", "bias residual", "normal", "contiguous", torch.float16),
+    )
 
 
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_every_tile(descriptors):
-    args = arguments(150, 328, 200, "gelu", "bias scale residual", "normal", "contiguous", torch.float16)
+    args = arguments(
+        150, 328, 200, "gelu", "bias scale residual", "normal", "contiguous", torch.float16
+    )
     for config in module.tiles(2, descriptors):
         gpu = KNOWN["sm_90" if descriptors else "sm_80"]
         compare(lambda *a, c=config, g=gpu: launch(*a, gpu=g, config=c), *args)
@@ -70,14 +82,18 @@ def test_more_tiles_than_programs():
 
 def test_mlp():
     """A block's MLP: fc1 with GELU, fc2 with the residual, three dimensions."""
-    x, fc1, b1, *_ = arguments(50, 384, 96, None, "bias", "normal", "contiguous", torch.float16, lead=(2,))
+    x, fc1, b1, *_ = arguments(
+        50, 384, 96, None, "bias", "normal", "contiguous", torch.float16, lead=(2,)
+    )
     _, fc2, b2, *_ = arguments(50, 96, 384, None, "bias", "normal", "contiguous", torch.float16)
 
     def mlp(op, x, fc1, b1, fc2, b2):
         return op(op(x, fc1, b1, "gelu"), fc2, b2, None, None, x)
 
     args = (x, fc1, b1, fc2, b2)
-    assert_as_accurate(mlp(linear, *args), mlp(linear_ref, *f64(*args)), mlp(torch_ops().linear, *args))
+    assert_as_accurate(
+        mlp(linear, *args), mlp(linear_ref, *f64(*args)), mlp(torch_ops().linear, *args)
+    )
 
 
 def test_class_token_rows_are_not_copied():
@@ -101,7 +117,9 @@ def test_nonfinite_values_stay_in_their_rows():
 
 
 def test_fp32_bias_and_scale_beside_half():
-    x, w, b, _, s, _ = arguments(7, 64, 64, None, "bias scale", "normal", "contiguous", torch.float16)
+    x, w, b, _, s, _ = arguments(
+        7, 64, 64, None, "bias scale", "normal", "contiguous", torch.float16
+    )
     y = linear(x, w, b.float(), None, s.float())
     assert torch.equal(y, linear(x, w, b, None, s))
 

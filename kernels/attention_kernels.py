@@ -1,0 +1,195 @@
+"""The two attention kernels; attention.py says what they compute, and which of them when.
+
+Both take one tile of queries of one head: q_ptr, k_ptr, v_ptr [B, N, H, D] by stride, lanes
+contiguous, and o_ptr [B, Nq, H, D], contiguous. Lanes past D and rows past N are loaded as zeros.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _lanes(
+    ptr,
+    offs,
+    stride,
+    N,
+    D: tl.constexpr,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Rows `offs` of one head, lanes FIRST .. FIRST + WIDTH: [rows, WIDTH], zero past N (checked if
+    TAIL) and past D.
+    """
+    lanes = FIRST + tl.arange(0, WIDTH)
+    ptrs = ptr + offs[:, None] * stride + lanes[None, :]
+    if TAIL and FIRST + WIDTH > D:
+        return tl.load(ptrs, mask=(offs < N)[:, None] & (lanes < D)[None, :], other=0.0)
+    elif TAIL:
+        return tl.load(ptrs, mask=(offs < N)[:, None], other=0.0)
+    elif FIRST + WIDTH > D:
+        return tl.load(ptrs, mask=(lanes < D)[None, :], other=0.0)
+    else:
+        return tl.load(ptrs)
+
+
+@triton.jit
+def _store_lanes(
+    ptr, offs, stride, N, o, D: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr
+):
+    lanes = FIRST + tl.arange(0, WIDTH)
+    mask = (offs < N)[:, None] & (lanes < D)[None, :]
+    tl.store(ptr + offs[:, None] * stride + lanes[None, :], o.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _tile(Nq, H, BLOCK_M: tl.constexpr):
+    """This program's image, head and query rows; the tiles of one head run side by side."""
+    tiles = tl.cdiv(Nq, BLOCK_M)
+    bh = tl.program_id(0) // tiles
+    offs_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    return (bh // H).to(tl.int64), bh % H, offs_m
+
+
+@triton.jit
+def one_pass_kernel(
+    q_ptr,  # [B, Nq, H, D] by stride, lanes contiguous
+    k_ptr,  # [B, N, H, D] by stride, lanes contiguous
+    v_ptr,  # the same
+    o_ptr,  # [B, Nq, H, D], contiguous
+    Nq, N, H, qk_scale,
+    stride_qb, stride_kb, stride_vb,
+    stride_qn, stride_kn, stride_vn,
+    # constants, so that the compiler sees how heads are aligned
+    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
+):  # fmt: skip
+    b, h, offs_m = _tile(Nq, H, BLOCK_M)
+    q_ptr += b * stride_qb + h * stride_qh
+    k_ptr += b * stride_kb + h * stride_kh
+    v_ptr += b * stride_vb + h * stride_vh
+    o_ptr += (b * Nq * H + h) * D
+    # every load is issued before the first product waits for one
+    n0 = tl.arange(0, C0)
+    q = _lanes(q_ptr, offs_m, stride_qn, Nq, D, 0, D, True)
+    k0 = _lanes(k_ptr, n0, stride_kn, N, D, 0, D, C1 == 0)
+    if C1 > 0:
+        n1 = C0 + tl.arange(0, C1)
+        k1 = _lanes(k_ptr, n1, stride_kn, N, D, 0, D, C2 == 0)
+    if C2 > 0:
+        n2 = C0 + C1 + tl.arange(0, C2)
+        k2 = _lanes(k_ptr, n2, stride_kn, N, D, 0, D, True)
+    v0 = _lanes(v_ptr, n0, stride_vn, N, D, 0, D, C1 == 0)
+    if C1 > 0:
+        v1 = _lanes(v_ptr, n1, stride_vn, N, D, 0, D, C2 == 0)
+    if C2 > 0:
+        v2 = _lanes(v_ptr, n2, stride_vn, N, D, 0, D, True)
+
+    s0 = tl.dot(q, k0.T)  # [BLOCK_M, C0]
+    if C1 == 0:
+        s0 = tl.where((n0 < N)[None, :], s0, float("-inf"))
+    m_i = tl.max(s0, 1)
+    if C1 > 0:
+        s1 = tl.dot(q, k1.T)
+        if C2 == 0:
+            s1 = tl.where((n1 < N)[None, :], s1, float("-inf"))
+        m_i = tl.maximum(m_i, tl.max(s1, 1))
+    if C2 > 0:
+        s2 = tl.where((n2 < N)[None, :], tl.dot(q, k2.T), float("-inf"))
+        m_i = tl.maximum(m_i, tl.max(s2, 1))
+    m_i = m_i * qk_scale
+
+    p = tl.exp2(s0 * qk_scale - m_i[:, None])
+    l_i = tl.sum(p, 1)
+    acc = tl.dot(p.to(v0.dtype), v0)  # [BLOCK_M, D]
+    if C1 > 0:
+        p = tl.exp2(s1 * qk_scale - m_i[:, None])
+        l_i += tl.sum(p, 1)
+        acc = tl.dot(p.to(v1.dtype), v1, acc)
+    if C2 > 0:
+        p = tl.exp2(s2 * qk_scale - m_i[:, None])
+        l_i += tl.sum(p, 1)
+        acc = tl.dot(p.to(v2.dtype), v2, acc)
+    _store_lanes(o_ptr, offs_m, H * D, Nq, acc / l_i[:, None], D, 0, D)
+
+
+@triton.jit
+def _flash_step(
+    q0, q1, q2, m_i, l_i, o0, o1, o2, k_ptr, v_ptr, offs_n, stride_kn, stride_vn, N, qk_scale,
+    D: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
+    TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    k = _lanes(k_ptr, offs_n, stride_kn, N, D, 0, W0, TAIL)
+    s = tl.dot(q0, k.T, input_precision=PRECISION)  # [BLOCK_M, keys]
+    if W1 > 0:
+        k = _lanes(k_ptr, offs_n, stride_kn, N, D, W0, W1, TAIL)
+        s = tl.dot(q1, k.T, s, input_precision=PRECISION)
+    if W2 > 0:
+        k = _lanes(k_ptr, offs_n, stride_kn, N, D, W0 + W1, W2, TAIL)
+        s = tl.dot(q2, k.T, s, input_precision=PRECISION)
+    if TAIL:
+        s = tl.where((offs_n < N)[None, :], s, float("-inf"))
+    m_new = tl.maximum(m_i, tl.max(s, 1) * qk_scale)
+    alpha = tl.exp2(m_i - m_new)
+    p = tl.exp2(s * qk_scale - m_new[:, None])
+    l_i = l_i * alpha + tl.sum(p, 1)
+    v = _lanes(v_ptr, offs_n, stride_vn, N, D, 0, W0, TAIL)
+    p = p.to(v.dtype)
+    o0 = tl.dot(p, v, o0 * alpha[:, None], input_precision=PRECISION)
+    if W1 > 0:
+        v = _lanes(v_ptr, offs_n, stride_vn, N, D, W0, W1, TAIL)
+        o1 = tl.dot(p, v, o1 * alpha[:, None], input_precision=PRECISION)
+    if W2 > 0:
+        v = _lanes(v_ptr, offs_n, stride_vn, N, D, W0 + W1, W2, TAIL)
+        o2 = tl.dot(p, v, o2 * alpha[:, None], input_precision=PRECISION)
+    return m_new, l_i, o0, o1, o2
+
+
+@triton.jit
+def flash_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr,  # as in _one_pass_kernel
+    Nq, N, H, qk_scale,
+    stride_qb, stride_kb, stride_vb,
+    stride_qn, stride_kn, stride_vn,
+    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
+    D: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    b, h, offs_m = _tile(Nq, H, BLOCK_M)
+    q_ptr += b * stride_qb + h * stride_qh
+    k_ptr += b * stride_kb + h * stride_kh
+    v_ptr += b * stride_vb + h * stride_vh
+    o_ptr += (b * Nq * H + h) * D
+    m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    q0 = _lanes(q_ptr, offs_m, stride_qn, Nq, D, 0, W0, True)
+    o0 = tl.zeros((BLOCK_M, W0), tl.float32)
+    # a part that the head has not is never touched: any value stands in for it
+    q1, q2, o1, o2 = q0, q0, o0, o0
+    if W1 > 0:
+        q1 = _lanes(q_ptr, offs_m, stride_qn, Nq, D, W0, W1, True)
+        o1 = tl.zeros((BLOCK_M, W1), tl.float32)
+    if W2 > 0:
+        q2 = _lanes(q_ptr, offs_m, stride_qn, Nq, D, W0 + W1, W2, True)
+        o2 = tl.zeros((BLOCK_M, W2), tl.float32)
+    full = N // BLOCK_N * BLOCK_N
+    # the tail goes first: behind the pipelined loop its rescaling makes ptxas serialise every wgmma
+    if TAIL_N > 0:
+        m_i, l_i, o0, o1, o2 = _flash_step(
+            q0, q1, q2, m_i, l_i, o0, o1, o2, k_ptr, v_ptr, full + tl.arange(0, TAIL_N),
+            stride_kn, stride_vn, N, qk_scale, D, W0, W1, W2, True, PRECISION,
+        )  # fmt: skip
+    for n in range(0, full, BLOCK_N):
+        m_i, l_i, o0, o1, o2 = _flash_step(
+            q0, q1, q2, m_i, l_i, o0, o1, o2, k_ptr, v_ptr, n + tl.arange(0, BLOCK_N),
+            stride_kn, stride_vn, N, qk_scale, D, W0, W1, W2, False, PRECISION,
+        )  # fmt: skip
+    _store_lanes(o_ptr, offs_m, H * D, Nq, o0 / l_i[:, None], D, 0, W0)
+    if W1 > 0:
+        _store_lanes(o_ptr, offs_m, H * D, Nq, o1 / l_i[:, None], D, W0, W1)
+    if W2 > 0:
+        _store_lanes(o_ptr, offs_m, H * D, Nq, o2 / l_i[:, None], D, W0 + W1, W2)

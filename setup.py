@@ -1,0 +1,56 @@
+"""Metadata, dependencies and the package map: the top-level folder `kernels` is installed as `vit_fast.kernels`."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vit_fast/__init__.py").read_text(), re.M)
+
+DEMO = ["scikit-image"]
+TEST = [*DEMO, "pytest", "pytest-benchmark", "pytest-xdist", "setuptools>=77"]
+
+setup(
+    name="vit-fast",
+    version=VERSION[1],
+    description="The fastest way to run a Vision Transformer encoder, a drop-in for Hugging Face",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["vit_fast", "vit_fast.families", "vit_fast.kernels"],
+    package_dir={
+        "vit_fast": "vit_fast",
+        "vit_fast.families": "vit_fast/families",
+        # not a package of its own: transformers imports a PyPI package named `kernels` when it can
+        "vit_fast.kernels": "kernels",
+    },
+    package_data={"vit_fast": ["py.typed"]},
+    include_package_data=False,
+    zip_safe=False,
+    entry_points={"console_scripts": ["vit-fast = vit_fast.cli:main"]},
+    install_requires=[
+        "numpy",
+        "pillow",
+        "safetensors",
+        "torch>=2.8",
+        "transformers>=5.17,<6",
+        'triton>=3.6; platform_system == "Linux"',
+    ],
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "dev": [*TEST, "ruff"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)

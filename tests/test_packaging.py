@@ -1,0 +1,110 @@
+"""`kernels` ships as `vit_fast.kernels`, and is never importable as the package that transformers looks for."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = {f"vit_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+IMPORTS = "import vit_fast, vit_fast.kernels.layer_norm; from transformers import ViTModel; print(vit_fast.__file__)"
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    """Standard output of `command`; its standard error is the message when it fails."""
+    args, env = [str(c) for c in command], {**os.environ, **env}
+    done = subprocess.run(args, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of what a build reads, so that nothing is left in the checkout."""
+    pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools >= 77")
+    copy = tmp_path_factory.mktemp("build") / "checkout"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("vit_fast", "kernels", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignore)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout) -> Path:
+    out = checkout.parent / "wheels"
+    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, ".")
+    run(sys.executable, "-m", "pip", *build, cwd=checkout)
+    (path,) = out.glob("vit_fast-*.whl")
+    return path
+
+
+def test_kernels_is_not_a_package():
+    assert not (ROOT / "kernels/__init__.py").exists()
+    assert os.readlink(ROOT / "vit_fast/kernels") == "../kernels"
+
+
+def test_nothing_imports_kernels_by_its_bare_name():
+    bare = re.compile(r"^\s*(?:import|from)\s+kernels\b", re.M)
+    assert bare.search("    from kernels.linear import linear")
+    folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name[0] != "."]
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    assert len(files) > len(KERNELS)
+    assert [str(path) for path in files if bare.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_imports_at_the_root_of_a_checkout():
+    assert Path(run(sys.executable, "-c", IMPORTS, cwd=ROOT).strip()).parent == ROOT / "vit_fast"
+
+
+def test_imports_without_triton_and_without_a_gpu():
+    code = "import sys; sys.modules['triton'] = None; import vit_fast, vit_fast.kernels"
+    run(sys.executable, "-c", code, cwd=ROOT, CUDA_VISIBLE_DEVICES="")
+
+
+def test_wheel_holds_the_kernels_once_and_imports_elsewhere(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert len(names) == len(set(names))
+    assert {n for n in names if n.startswith("vit_fast/kernels/")} == KERNELS
+    assert {f"vit_fast/{n}" for n in ("__init__.py", "families/__init__.py", "py.typed")} <= {
+        *names
+    }
+    assert {n.partition("/")[0] for n in names if ".dist-info/" not in n} == {"vit_fast"}
+    out = run(sys.executable, "-c", IMPORTS, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert Path(out.strip()) == tmp_path / "site/vit_fast/__init__.py"
+
+
+def test_sdist_holds_the_kernels_once(checkout, tmp_path):
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    run(sys.executable, "-c", code, cwd=checkout)
+    (path,) = tmp_path.glob("vit_fast-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert {f"vit_fast/{n}" for n in names if re.fullmatch(r"kernels/.+", n)} == KERNELS
+    assert not [n for n in names if n.startswith("vit_fast/kernels")]
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= set(names)
+
+
+@pytest.mark.slow
+def test_installed_wheel_runs_elsewhere(wheel, tmp_path):
+    venv.create(tmp_path / "venv", system_site_packages=True)
+    python = tmp_path / "venv/bin/python"
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--no-deps", wheel, cwd=tmp_path)
+    # torch and transformers of the environment that the tests run in, without its own vit_fast
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(str(Path(torch.__file__).parents[1]))
+    assert Path(run(python, "-c", IMPORTS, cwd=tmp_path).strip()) == site / "vit_fast/__init__.py"
+    assert "usage" in run(tmp_path / "venv/bin/vit-fast", "--help", cwd=tmp_path)

@@ -1,0 +1,87 @@
+"""What ships is compiled for GPUs that are not here: at most 60 kernels by default, all if slow."""
+
+import dataclasses
+import os
+
+import pytest
+
+static_check = pytest.importorskip("vit_fast.kernels.static_check")
+
+
+def faults(arch, **choice):
+    found = list(static_check.run(arch, **choice))
+    return found, [(c.launch, c.config, c.faults()) for c in found if c.faults()]
+
+
+@pytest.mark.parametrize(
+    "arch, only, most",
+    [
+        ("sm_80", "ViT-L/16-224 batch 64", 12),
+        ("sm_86", "ViT-B/16-224 batch 1 ", 12),
+        ("sm_90", "batch 64", 24),
+        ("sm_100", "so400m/14-384 batch 64", 12),
+    ],
+)
+def test_no_spills_within_memory_on_the_matrix_unit(arch, only, most):
+    found, bad = faults(arch, only=only)
+    assert 7 <= len(found) <= most
+    assert {c.arch for c in found} == {arch}
+    assert not bad
+    names = {c.kernel for c in found}
+    assert "_layer_norm_kernel" in names and "_patch_embed_kernel" in names
+    assert any("linear" in n for n in names) and names & {"flash_kernel", "one_pass_kernel"}
+    if arch == "sm_90":
+        assert {c.matrix for c in found} == {"wgmma", "mma.sync", "none"}
+        assert all(c.bulk_copies for c in found if c.kernel == "_linear_descriptor_kernel")
+    if arch == "sm_100":
+        assert "tcgen05.mma" in {c.matrix for c in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_100"])
+def test_everything(arch):
+    found, bad = faults(arch, everything=True)
+    assert len(found) > 100
+    assert not bad
+
+
+GOOD = static_check.Compiled(
+    "sm_90", "3.9.0", "fc1", "_linear_descriptor_kernel", "BLOCK_M=128 BLOCK_N=128", "bf16",
+    128, 0, 115 << 10, 227 << 10, "wgmma", 8, "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"spill_bytes": 8}, "spills 8 bytes"),
+        ({"smem_bytes": 228 << 10}, "of shared memory"),
+        ({"matrix": "none"}, "off the matrix unit"),
+        ({"matrix": "mma.sync"}, "mma.sync for a wide tile"),
+        ({"serialised": "(C7515)"}, "serialised wgmma: (C7515)"),
+    ],
+)
+def test_each_fault_is_found(change, words):
+    assert GOOD.faults() == []
+    (fault,) = dataclasses.replace(GOOD, **change).faults()
+    assert words in fault
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "fp32", "matrix": "none"}, {"kernel": "_layer_norm_kernel", "matrix": "none"}],
+)
+def test_what_needs_no_matrix_unit(change):
+    assert dataclasses.replace(GOOD, **change).faults() == []
+
+
+def test_a_failure_is_reported_with_its_words():
+    with pytest.raises(RuntimeError, match="compiling for sm_7 failed"):
+        list(static_check.run("sm_7"))
+
+
+def test_the_interpreter_cannot_compile():
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("this process is not interpreting")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        next(static_check.compile_all("sm_90", False))

@@ -1,0 +1,138 @@
+"""A hub id or a folder -> a loaded transformers model and its image processor's values, or one line that says why not.
+
+transformers does the loading, old checkpoints with other key names included. What it would only warn of, weights that
+are missing and left at random, is an error here.
+"""
+
+import os
+import pickle
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+from vit_fast.families import DTYPES, SUPPORTED, family_named
+from vit_fast.weights import Normalization
+
+HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+
+
+def load(
+    source: str | os.PathLike[str], dtype: torch.dtype | None, hub: dict[str, Any]
+) -> tuple[PreTrainedModel, Normalization | None]:
+    """The model in eval mode on the CPU, in `dtype` (None: the checkpoint's), and its processor's values.
+
+    OSError: nothing to load there. ValueError: not an encoder that vit_fast runs, or not all of its weights.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(
+            f"dtype must be one of {', '.join(map(str, DTYPES))} or None, got {dtype!r}"
+        )
+    if unknown := set(hub) - set(HUB_ARGUMENTS):
+        raise TypeError(
+            f"unknown argument {', '.join(sorted(unknown))}: expected some of {', '.join(HUB_ARGUMENTS)}"
+        )
+    source = os.fspath(source)
+    fields = _config(source, hub)
+    names = fields.get("architectures") or []
+    family = family_named(fields.get("model_type"))
+    classes = {cls.__name__: cls for cls in family.MODELS} if family else {}
+    # a config that names no architecture is that of the family's bare encoder
+    name = names[0] if names else next(iter(classes), f"model_type {fields.get('model_type')!r}")
+    if name not in classes:
+        raise ValueError(f"{source!r} is a {name}, which is not supported: expected a {SUPPORTED}")
+    model = _weights(classes[name], source, dtype, hub)
+    values = get_image_processor_config(source, **hub)
+    return model.eval(), normalization_of(values, model.config.num_channels)
+
+
+def normalization_of(processor: dict[str, Any], channels: int) -> Normalization | None:
+    """The fields of a preprocessor_config.json -> its values; None where they are not all given.
+
+    Read from the fields because some releases of transformers make no image processor object without torchvision.
+    A file of old may leave rescale out: it is then the default of every processor of transformers, 1/255.
+    """
+    mean, std = (0.0,), (1.0,)
+    if processor.get("do_normalize", True):
+        mean, std = processor.get("image_mean"), processor.get("image_std")
+        if mean is None or std is None:
+            return None
+    rescale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    return Normalization(rescale, _per_channel(mean, channels), _per_channel(std, channels))
+
+
+def _config(source: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """config.json's fields, before any class is chosen by them."""
+    if os.path.isdir(source):
+        if not os.path.isfile(os.path.join(source, "config.json")):
+            raise OSError(
+                f"the folder {source!r} has no config.json: expected what save_pretrained writes"
+            )
+    elif os.path.exists(source) or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise OSError(
+            f"{source!r} is not a folder: expected one that save_pretrained wrote, or a hub id 'name/model'"
+        )
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    except OSError as error:
+        raise OSError(
+            f"cannot read the config of {source!r} ({_first_line(error)}): expected a folder, or a hub id that exists, "
+            "a network to reach it, and a token if it is gated"
+        ) from error
+    return fields
+
+
+def _weights(
+    cls: type[PreTrainedModel], source: str, dtype: torch.dtype | None, hub: dict[str, Any]
+) -> PreTrainedModel:
+    try:
+        model, report = cls.from_pretrained(
+            source,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # listed in the report, and an error below
+            **hub,
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"the weights of {source!r} are a pickle that torch.load(weights_only=True) refuses: "
+            "convert it to safetensors where you trust it"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(
+            f"cannot read the weights of {source!r} ({_first_line(error)}): "
+            "expected a model.safetensors or pytorch_model.bin that fits the config"
+        ) from error
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        # saved without a pooler: transformers would compute with a random one
+        model.pooler, missing = None, set()
+    unexpected.discard("embeddings.mask_token")  # of masked pre-training, unused in the encoder
+    mismatched = {
+        f"{key} {tuple(found)} for {tuple(wanted)}"
+        for key, found, wanted in report["mismatched_keys"]
+    }
+    wrong = (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+    if any(keys for _, keys in wrong):
+        found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in wrong if keys)
+        raise ValueError(
+            f"the weights of {source!r} are not those of its {cls.__name__} ({found}): check its config.json"
+        )
+    return model
+
+
+def _per_channel(
+    values: float | list[float] | tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    values = (values,) if isinstance(values, (int, float)) else values
+    return tuple(float(v) for v in (values if len(values) > 1 else [*values] * channels))
+
+
+def _some(keys: set[str], limit: int = 3) -> str:
+    return ", ".join(sorted(keys)[:limit]) + (", ..." if len(keys) > limit else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

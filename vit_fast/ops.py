@@ -1,0 +1,142 @@
+"""Ops: the operations of a Vision Transformer as one value per backend.
+
+`torch_ops()` is the definition in plain PyTorch, `triton_ops()` the kernels, and a mixture of the two is one replace():
+
+    ops = dataclasses.replace(triton_ops(), attention=torch_ops().attention)
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a ViT is computed with. Results are new tensors in x.dtype; sums are in fp32.
+
+    patch_embed(pixels, weight, bias, prefix, pos, patch) -> [B, R + P, D], P patches in row order behind R prefix rows.
+        pixels [B, C, H, W], any strides, in weight.dtype; or uint8, and then pixels - 128 is what is multiplied.
+        weight [D, C * patch * patch], bias [D] or None (may be fp32), prefix [R, D] or None: finished rows,
+        pos [P, D] or None: added to the patches.
+    layer_norm(x [..., N], weight [N], bias [N], eps) -> [..., N]
+    linear(x [..., K], weight [N, K], bias=None, activation=None, scale=None, residual=None) -> [..., N],
+        residual + scale * activation(x @ weight^T + bias) with the activations of spec.ACTIVATIONS, scale [N].
+    attention(q [B, Nq, H, Dh], k, v [B, N, H, Dh], scale) -> [B, Nq, H * Dh], softmax(scale * q @ k^T) @ v.
+    """
+
+    name: str
+    patch_embed: Callable[..., Tensor]
+    layer_norm: Callable[..., Tensor]
+    linear: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
+    differentiable: bool  # autograd works through every operation
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+}
+
+
+def _patch_embed(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prefix: Tensor | None,
+    pos: Tensor | None,
+    patch: int,
+) -> Tensor:
+    B, C, H, W = pixels.shape
+    rows, columns = H // patch, W // patch
+    if pixels.dtype == torch.uint8:
+        pixels = (pixels.to(torch.int16) - 128).to(weight.dtype)
+    x = pixels.reshape(B, C, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    # a GEMM: PyTorch's convolution takes 1.4 times as long on a CPU
+    x = F.linear(x.reshape(B, rows * columns, C * patch * patch), weight)
+    for term in (bias, pos):
+        if term is not None:
+            x = x + term
+    x = x.to(weight.dtype)
+    return x if prefix is None else torch.cat((prefix.expand(B, -1, -1), x), dim=1)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    y = F.linear(x, weight, bias)
+    if activation is not None:
+        y = _ACTIVATIONS[activation](y)
+    if scale is not None:
+        y = y * scale
+    return y if residual is None else residual + y
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, Dh]
+    o = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return o.transpose(1, 2).flatten(2)
+
+
+_TORCH = Ops("torch", _patch_embed, _layer_norm, _linear, _attention, differentiable=True)
+
+
+def torch_ops() -> Ops:
+    """The definition, in public PyTorch functions: any device, any floating dtype, autograd."""
+    return _TORCH
+
+
+def triton_ops() -> Ops:
+    """The kernels: CUDA, or CPU tensors in Triton's interpreter. ImportError without triton."""
+    from vit_fast.kernels.attention import attention
+    from vit_fast.kernels.layer_norm import layer_norm
+    from vit_fast.kernels.linear import linear
+    from vit_fast.kernels.patch_embed import patch_embed
+
+    return Ops("triton", patch_embed, layer_norm, linear, attention, differentiable=False)
+
+
+def choose_ops(device: torch.device) -> tuple[Ops, str]:
+    """The table for tensors on `device`, and why it is that one."""
+    runs, why = _runs_triton(device)
+    return triton_ops() if runs else torch_ops(), why
+
+
+@torch.compiler.assume_constant_result
+def _runs_triton(device: torch.device) -> tuple[bool, str]:
+    # apart from the look itself, which torch.compile cannot trace
+    return _look_for_triton(device)
+
+
+@functools.lru_cache
+def _look_for_triton(device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"the kernels are for CUDA, the device is {device.type}"
+    if torch.version.hip is not None:
+        return False, f"the kernels are not tested on ROCm (HIP {torch.version.hip})"
+    major, minor = torch.cuda.get_device_capability(device)
+    gpu = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    if major < 8:
+        return False, f"the kernels need compute capability 8.0, this is {gpu}"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    return True, gpu

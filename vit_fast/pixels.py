@@ -1,0 +1,58 @@
+"""Which pixels a ViT takes; the rest gets one line that says what was given, what was expected, what to do."""
+
+import torch
+from torch import Tensor
+
+from vit_fast.spec import ViTSpec
+from vit_fast.weights import Normalization
+
+
+def check_pixels(
+    pixels: Tensor,
+    spec: ViTSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    norm: Normalization | None,
+) -> None:
+    """pixels [B, C, H, W], or a TypeError or ValueError."""
+    if not isinstance(pixels, Tensor):
+        raise TypeError(
+            f"pixels must be a torch.Tensor [B, C, H, W], got {type(pixels).__name__}: "
+            "an image processor with return_tensors='pt' makes one"
+        )
+    shape, p = tuple(pixels.shape), spec.patch
+    if len(shape) != 4:
+        hint = ": add a batch axis with pixels[None]" if len(shape) == 3 else ""
+        raise ValueError(f"pixels must have 4 axes [B, C, H, W], got shape {shape}{hint}")
+    if shape[1] != spec.channels:
+        channels_last = shape[3] == spec.channels
+        hint = ": put the channels second with pixels.permute(0, 3, 1, 2)" if channels_last else ""
+        raise ValueError(
+            f"pixels must have {spec.channels} channels on axis 1, got shape {shape}{hint}"
+        )
+    if shape[2:] != spec.image_size and any(n < p or n % p for n in shape[2:]):
+        raise ValueError(
+            f"height and width must be positive multiples of the patch, {p}, got {shape[2]} x {shape[3]}: "
+            f"resize the images, say to {spec.image_size[0]} x {spec.image_size[1]}"
+        )
+    if pixels.device != device:
+        raise ValueError(
+            f"pixels are on {pixels.device}, the model on {device}: pass pixels.to({str(device)!r})"
+        )
+    if pixels.dtype == torch.uint8:
+        if norm is None:
+            raise ValueError(
+                "uint8 pixels need the processor's rescale, mean and std, and this model has none: "
+                "set model.normalization = vit_fast.Normalization(...), or pass normalized float pixels"
+            )
+        if len(norm.mean) != spec.channels:
+            raise ValueError(
+                f"model.normalization is for {len(norm.mean)} channels, the model has {spec.channels}: "
+                "give it one mean and std a channel"
+            )
+    elif pixels.dtype != dtype:
+        floating = pixels.is_floating_point()
+        hint = f"pass pixels.to({dtype})" if floating else "whole numbers are taken as uint8 only"
+        raise ValueError(
+            f"pixels are {pixels.dtype}, the model takes {dtype} or torch.uint8: {hint}"
+        )

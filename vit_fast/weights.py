@@ -1,0 +1,168 @@
+"""What is derived from parameters, and how it stays fresh.
+
+Class token and position are summed once, positions are resized to the image, and for uint8 pixels the
+processor's normalization is folded into the patch weights. Derived keeps such results and makes them
+anew when a parameter that they came from has changed. Two changes cannot be seen: a write through
+`.data`, and a write to a parameter that was made in inference mode. Derived.clear() is for those.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZES = 8
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What an image processor does to a byte of channel c: (byte * rescale - mean[c]) / std[c]."""
+
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"Normalization: {len(self.mean)} means for {len(self.std)} stds")
+        if 0 in self.std:
+            raise ValueError(f"Normalization: std must not be zero, got {self.std}")
+
+
+def fold_weight(weight: Tensor, norm: Normalization) -> Tensor:
+    """weight [D, C, p, p] of normalized pixels -> [D, C * p * p] of (byte - 128), in weight.dtype."""
+    scale = _per_channel(weight, [norm.rescale / std for std in norm.std])
+    return (weight * scale).to(weight.dtype).flatten(1)
+
+
+def fold_bias(weight: Tensor, bias: Tensor, norm: Normalization) -> Tensor:
+    """weight [D, C, p, p], bias [D] -> [D], at least fp32: what a patch gives whose bytes are all 128."""
+    middle = [(128 * norm.rescale - mean) / std for mean, std in zip(norm.mean, norm.std)]
+    return bias + (weight * _per_channel(weight, middle)).sum((1, 2, 3))
+
+
+def _per_channel(weight: Tensor, values: list[float]) -> Tensor:
+    # fp32 from here on, fp64 for an fp64 model
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.tensor(values, dtype=dtype, device=weight.device).view(-1, 1, 1)
+
+
+def resize_positions(pos: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """pos [h * w, D] on `native` (h, w) -> [h' * w', D] on `grid`, exactly as transformers does it."""
+    if native[0] != native[1]:
+        raise ValueError(
+            f"positions on a grid of {native[0]} x {native[1]} patches cannot be resized to "
+            f"{grid[0]} x {grid[1]}: transformers defines it for square grids only, use the native size"
+        )
+    table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+    return table.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
+
+
+def _state(t: Tensor) -> tuple[Any, ...]:
+    # inference tensors keep no version
+    version = None if t.is_inference() else t._version
+    return t.data_ptr(), t.device, t.dtype, version
+
+
+class _Kept:
+    """A result, and the tensors it was made from: the same objects, by weak reference, unchanged."""
+
+    def __init__(self, sources: Sequence[Tensor], result: Tensor) -> None:
+        self.sources = [(weakref.ref(t), _state(t)) for t in sources]
+        self.result = result
+
+    def is_of(self, sources: Sequence[Tensor]) -> bool:
+        return all(
+            ref() is t and state == _state(t) for (ref, state), t in zip(self.sources, sources)
+        )
+
+
+def _build(build: Callable[[], Tensor]) -> Tensor:
+    # an inference tensor could not be saved for a later backward
+    with torch.inference_mode(False), torch.no_grad():
+        result = build()
+    if result.is_cuda:
+        # the next reader may be on another stream
+        torch.cuda.current_stream(result.device).synchronize()
+    return result
+
+
+class Derived:
+    """Results by key, each kept while the tensors that it was made from are unchanged.
+
+    A key that is a tuple is one of many, image sizes say, and the newest SIZES of those are kept.
+    A deep copy, or an unpickled one, is empty. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[Hashable, _Kept] = {}
+
+    def get(self, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Tensor]) -> Tensor:
+        """What `build` makes of `sources`; where a gradient is wanted it is made in the graph."""
+        if torch.compiler.is_compiling():
+            return build()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
+            return build()
+        if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            # memory of the graph being captured is not to be kept
+            return build()
+        with self._lock:
+            kept = self._kept.pop(key, None)
+            if kept is None or not kept.is_of(sources):
+                kept = _Kept(sources, _build(build))
+            self._kept[key] = kept  # newest last
+            sized = [k for k in self._kept if isinstance(k, tuple)]
+            for old in sized[:-SIZES]:
+                del self._kept[old]
+        return kept.result
+
+    def nbytes(self) -> int:
+        """Bytes held beside the parameters."""
+        return sum(kept.result.nbytes for kept in self._kept.values())
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Derived":
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+class GradWatch:
+    """Whether a parameter of a model requires a gradient, in a fraction of a walk over parameters()."""
+
+    def __init__(self) -> None:
+        self._children: list[tuple[dict[str, nn.Module | None], list[nn.Module | None]]] = []
+        self._parameters: list[dict[str, nn.Parameter | None]] = []
+
+    def wanted(self, model: nn.Module) -> bool:
+        for live, known in self._children:
+            # a module was put in another's place
+            if [*live.values()] != known:
+                self._children = []
+                break
+        if not self._children:
+            modules = list(model.modules())
+            self._parameters = [m._parameters for m in modules]
+            self._children = [(m._modules, [*m._modules.values()]) for m in modules if m._modules]
+        for parameters in self._parameters:
+            for p in parameters.values():
+                if p is not None and p.requires_grad:
+                    return True
+        return False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GradWatch":
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
