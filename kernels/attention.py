@@ -79,23 +79,17 @@ def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
     """
     lanes = sum(head_parts(D))
     if itemsize == 4:
-        # IEEE fp32 has no matrix unit: a product keeps its operands in registers, so it is kept narrow
-        narrow = lanes <= 96
-        return Config(
-            16,
-            _FLASH,
-            32 if narrow else 16,
-            4 if narrow else 8,
-            2 if narrow else 1,
-            32 if narrow else 64,
-        )
+        # IEEE fp32 has no matrix unit: a product keeps its operands in registers, so it is narrow
+        if lanes <= 96:
+            return Config(16, _FLASH, 16, 4, 2, widest=32)
+        return Config(32, _FLASH, 32, 8, 1, widest=64)
     block_m = 16 if Nq <= 16 else 64
     chunks = key_chunks(N)
-    # where the matrix unit reads only registers, the scores of more than 128 keys leave none for its operands
+    # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
     if D in (16, 32, 64) and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 128):
         return Config(block_m, chunks, 64, 4, 1)
     if not gpu.bulk_copies and lanes > 96:
-        return Config(128 if Nq > 16 else 16, _FLASH, 64 if Nq > 16 else 32, 8 if Nq > 16 else 4, 2)
+        return Config(128, _FLASH, 64, 8, 2) if Nq > 16 else Config(16, _FLASH, 32, 4, 2)
     stage = 2 * 64 * 2 * lanes  # bytes of 64 keys and 64 values
     return Config(block_m, _FLASH, 64, 4, 3 if 3 * stage <= gpu.smem // 2 else 2)
 

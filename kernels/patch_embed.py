@@ -45,11 +45,10 @@ def launch_config(M: int, D: int, itemsize: int, gpu: Gpu) -> dict[str, int]:
     one. Pure.
     """
     if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    # without wgmma, the addresses of a gather leave no registers for a wider tile of few rows
-    for block_m, block_n in (
-        ((128, 128), (64, 128), (64, 64)) if gpu.bulk_copies else ((128, 128), (64, 64))
-    ):
+        return {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
+    tiles = ((128, 128), (64, 128), (64, 64))
+    # without wgmma the addresses of a gather leave too few registers for the tile between
+    for block_m, block_n in tiles if gpu.bulk_copies else tiles[::2]:
         if triton.cdiv(M, block_m) * triton.cdiv(D, block_n) >= gpu.sms:
             break
     return {

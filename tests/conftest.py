@@ -1,11 +1,25 @@
-"""Where there is no CUDA GPU the kernels run in Triton's interpreter, chosen before anything imports triton."""
+"""Without a CUDA GPU the kernels run in Triton's interpreter, chosen before anything imports triton.
+
+Memory that PyTorch allocates and does not write is filled with NaN: an output that a kernel leaves
+out cannot pass for a result.
+"""
 
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    # what torch.utils.deterministic.fill_uninitialized_memory does, on by default in this mode
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig
 
-from vit_fast import Normalization, ViTSpec
+from vit_fast import Normalization, Ops, ViTSpec, torch_ops
 
 NORM = Normalization(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # where triton_ops() runs: the GPU, else Triton's interpreter
@@ -82,3 +82,14 @@ def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
     if dtype == torch.uint8:
         return torch.randint(0, 256, shape, generator=draw, dtype=dtype)
     return torch.randn(shape, generator=draw).to(dtype)
+
+
+def no_gradient() -> Ops:
+    """A backend like the kernels: right values, no gradient."""
+    ops = torch_ops()
+
+    def detached(op):
+        return lambda *args, **kwargs: op(*args, **kwargs).detach()
+
+    names = ("patch_embed", "layer_norm", "linear", "attention")
+    return Ops("no gradient", *(detached(getattr(ops, n)) for n in names), differentiable=False)

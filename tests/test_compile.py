@@ -1,5 +1,6 @@
 """torch.compile and torch.export see one graph, whichever table runs, and what is derived stays fresh in it."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import ViTForImageClassification
 
-from models import DEVICE, NORM, hf_model, images
+from models import DEVICE, NORM, hf_model, images, no_gradient
 from vit_fast import ViT, torch_ops, triton_ops
 
 
@@ -38,6 +39,15 @@ def test_compiles_as_one_graph(vit, size, dtype, ops):
     torch.testing.assert_close(compiled(pixels), vit(pixels), rtol=0, atol=1e-5)
 
 
+def test_the_look_for_triton_is_not_traced(vit, pixels, monkeypatch):
+    def look(device: torch.device) -> tuple[bool, str]:
+        return importlib.util.find_spec("no_such_package") is not None, "not installed"
+
+    monkeypatch.setattr("vit_fast.ops._look_for_triton", look)
+    torch.compiler.reset()
+    torch.compile(vit.requires_grad_(False), fullgraph=True, backend="eager")(pixels)
+
+
 @pytest.mark.parametrize("chosen", [True, False])
 def test_compiles_through_the_kernels(vit, pixels, chosen, monkeypatch):
     """They are custom operators: no graph break, the table given or chosen."""
@@ -52,7 +62,7 @@ def test_compiles_through_the_kernels(vit, pixels, chosen, monkeypatch):
 
 def test_compiled_gradient(vit, pixels):
     torch.compiler.reset()
-    vit.ops = replace(torch_ops(), differentiable=False)
+    vit.ops = no_gradient()
     torch.compile(vit, fullgraph=True, backend="aot_eager")(pixels).square().sum().backward()
     compiled = vit.pos_embed.grad.clone()
     vit.zero_grad()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
-from models import NORM, SPEC, hf_model, images, in_float64
-from vit_fast import Ops, ViT, torch_ops
+from models import NORM, SPEC, hf_model, images, in_float64, no_gradient
+from vit_fast import ViT, torch_ops
 
 
 @pytest.fixture
@@ -19,17 +19,6 @@ def vit() -> ViT:
 @pytest.fixture
 def pixels() -> Tensor:
     return images(2, 3, 32, 32)
-
-
-def no_gradient() -> Ops:
-    """A backend like the kernels: right values, no gradient."""
-    ops = torch_ops()
-
-    def detached(op):
-        return lambda *args, **kwargs: op(*args, **kwargs).detach()
-
-    names = ("patch_embed", "layer_norm", "linear", "attention")
-    return Ops("no gradient", *(detached(getattr(ops, n)) for n in names), differentiable=False)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -80,6 +69,9 @@ def test_where_no_gradient_is_wanted_the_chosen_table_runs(vit, pixels):
         assert not vit(pixels).requires_grad
         vit.train()
         assert vit(pixels.clone().requires_grad_()).requires_grad  # trained on purpose: no warning
+        vit.eval()
+        vit.ops = torch_ops()
+        assert vit(pixels.clone().requires_grad_()).requires_grad  # it has gradients: no warning
 
 
 def test_the_gradient_warning_comes_once(vit, pixels):

@@ -217,4 +217,13 @@ def test_other_normalization_values(vit):
     pixels = images(2, 3, 32, 32, dtype=torch.uint8)
     before = run(vit, pixels)
     vit.normalization = Normalization(1 / 255, (0.5,) * 3, (0.5,) * 3)
-    assert not torch.allclose(run(vit, pixels), before, atol=1e-2)
+    after = run(vit, pixels)
+    assert torch.equal(after, run(copy.deepcopy(vit), pixels))
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+def test_sizes_in_turn(vit):
+    sizes = [(32, 32), (24, 40), (40, 24), (24, 40), (8, 8), (32, 32)]
+    for size in sizes:
+        pixels = images(1, 3, *size)
+        assert torch.equal(run(vit, pixels), run(copy.deepcopy(vit), pixels))

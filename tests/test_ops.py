@@ -9,7 +9,7 @@ from torch import Tensor
 
 from accuracy import assert_as_accurate
 from models import images
-from vit_fast import torch_ops
+from vit_fast import torch_ops, triton_ops
 from vit_fast.ops import choose_ops
 from vit_fast.spec import ACTIVATIONS
 
@@ -99,4 +99,5 @@ def test_patch_embed(dtype, bias, pixels):
 def test_the_table_for_a_cpu_is_pytorch():
     ops, why = choose_ops(torch.device("cpu"))
     assert ops is torch_ops()
+    assert ops.differentiable and not triton_ops().differentiable
     assert "cpu" in why

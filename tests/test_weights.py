@@ -129,6 +129,7 @@ def test_the_newest_sizes_are_kept():
     for size in range(SIZES + 3):
         get(("size", size))
         get(("size", 0))  # in use, so it stays
+    assert made.count("fixed") == made.count(("size", 0)) == 1
     assert derived.nbytes() == (SIZES + 1) * p.nbytes
     made.clear()
     get("fixed")
