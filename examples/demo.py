@@ -122,7 +122,8 @@ def compare(
 ):
     """One row a dtype and program. photographs: uint8, pixels: normalised fp32, [n, 3, H, W]."""
     photographs, pixels = photographs[:batch].to(device), pixels[:batch].to(device)
-    exact = load_reference(source, torch.float64, "eager", device)
+    # not eager: its softmax is fp32 whatever the dtype
+    exact = load_reference(source, torch.float64, "sdpa", device)
     reference = exact(pixels.double()).last_hidden_state
     del exact
     rows, accurate = [], True

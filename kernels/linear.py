@@ -266,7 +266,7 @@ def launch(
             TensorDescriptor.from_tensor(w, [c.block_n, c.block_k]),
             TensorDescriptor.from_tensor(y2, out_box),
             None if r2 is None else TensorDescriptor.from_tensor(r2, out_box),
-            b, scale, M, N, K, SLICES=c.slices, **shared, **options,
+            b, scale, M, N, K, SLICES=c.slices, maxnreg=c.registers, **shared, **options,
         )  # fmt: skip
     else:
         _linear_pointer_kernel[(count,)](

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from importlib.util import find_spec
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig
@@ -12,6 +14,7 @@ from vit_fast import Normalization, Ops, ViTSpec, torch_ops
 NORM = Normalization(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # where triton_ops() runs: the GPU, else Triton's interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
 SPEC = ViTSpec(
     family="vit",

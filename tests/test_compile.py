@@ -1,6 +1,5 @@
 """torch.compile and torch.export see one graph, whichever table runs, and what is derived stays fresh in it."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import ViTForImageClassification
 
-from models import DEVICE, NORM, hf_model, images, no_gradient
+from models import DEVICE, NORM, hf_model, images, needs_triton, no_gradient
 from vit_fast import ViT, torch_ops, triton_ops
 
 
@@ -41,13 +40,15 @@ def test_compiles_as_one_graph(vit, size, dtype, ops):
 
 def test_the_look_for_triton_is_not_traced(vit, pixels, monkeypatch):
     def look(device: torch.device) -> tuple[bool, str]:
-        return importlib.util.find_spec("no_such_package") is not None, "not installed"
+        torch._dynamo.graph_break()
+        return False, "for this test"
 
     monkeypatch.setattr("vit_fast.ops._look_for_triton", look)
     torch.compiler.reset()
     torch.compile(vit.requires_grad_(False), fullgraph=True, backend="eager")(pixels)
 
 
+@needs_triton
 @pytest.mark.parametrize("chosen", [True, False])
 def test_compiles_through_the_kernels(vit, pixels, chosen, monkeypatch):
     """They are custom operators: no graph break, the table given or chosen."""

@@ -52,7 +52,7 @@ def test_a_gradient_through_bytes_reaches_the_patch_weights(vit):
     for pixels in (data, (data * NORM.rescale - mean) / std):
         vit.zero_grad()
         vit(pixels).square().sum().backward()
-        proj = vit.patch_embed["proj"]
+        proj = vit.patch_embed.proj
         grads.append((proj.weight.grad.clone(), proj.bias.grad.clone()))
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 

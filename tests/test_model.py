@@ -145,11 +145,13 @@ def test_nonfinite_pixels_pass_through_as_in_transformers():
         torch.testing.assert_close(y, expected, rtol=0, atol=2e-5, equal_nan=True)
 
 
-def test_from_hf_copies_and_from_hf_is_in_eval_mode():
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_from_hf_makes_parameters_of_its_own(mode):
     hf = hf_model(ViTModel).train()
-    vit = ViT.from_hf(hf)
+    with mode():
+        vit = ViT.from_hf(hf)
     assert not vit.training
-    assert all(p.requires_grad and p.is_leaf for p in vit.parameters())
+    assert all(p.requires_grad and p.is_leaf and not p.is_inference() for p in vit.parameters())
     theirs = {p.data_ptr() for p in hf.parameters()}
     assert theirs.isdisjoint(p.data_ptr() for p in vit.parameters())
 

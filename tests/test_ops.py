@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from accuracy import assert_as_accurate
-from models import images
+from models import images, needs_triton
 from vit_fast import torch_ops, triton_ops
 from vit_fast.ops import choose_ops
 from vit_fast.spec import ACTIVATIONS
@@ -99,5 +100,13 @@ def test_patch_embed(dtype, bias, pixels):
 def test_the_table_for_a_cpu_is_pytorch():
     ops, why = choose_ops(torch.device("cpu"))
     assert ops is torch_ops()
-    assert ops.differentiable and not triton_ops().differentiable
+    assert ops.differentiable
     assert "cpu" in why
+
+
+@needs_triton
+def test_one_operation_of_the_kernels_among_those_of_pytorch():
+    """An ablation: nothing else changes, and it has no gradient as soon as one operation has none."""
+    mixed = replace(triton_ops(), attention=OPS.attention)
+    assert not mixed.differentiable
+    assert (mixed.attention, mixed.linear) == (OPS.attention, triton_ops().linear)

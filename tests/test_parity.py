@@ -12,7 +12,7 @@ from transformers import ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from accuracy import assert_as_accurate
-from models import DEVICE, NORM, hf_model, images, in_float64
+from models import DEVICE, NORM, hf_model, images, in_float64, needs_triton
 from vit_fast import Ops, ViT, torch_ops, triton_ops
 
 ATOL = {
@@ -54,27 +54,25 @@ def compare(case: str, dtype: torch.dtype, ops: Ops, device: str = "cpu") -> Non
     vit = ViT.from_hf(hf)
     vit.ops = ops
     pixels = images(2, vit.spec.channels, *(size or vit.spec.image_size), dtype=dtype).to(device)
-    asked = dict(pooled=True, hidden_states=True, logits=vit.head is not None)
+    logits = vit.head is not None
+    asked = dict(output_hidden_states=True, interpolate_pos_encoding=size is not None)
     with torch.inference_mode():
-        features = vit.features(pixels, **asked)
-        resize = size is not None
-        baseline = hf(pixels, output_hidden_states=True, interpolate_pos_encoding=resize)
-        ref = in_float64(hf)(
-            pixels.double(), output_hidden_states=True, interpolate_pos_encoding=resize
-        )
+        features = vit.features(pixels, pooled=True, hidden_states=True, logits=logits)
+        class_token = vit.features(pixels, tokens=False, pooled=True, logits=logits)
+        baseline, ref = hf(pixels, **asked), in_float64(hf)(pixels.double(), **asked)
     assert len(features.hidden_states) == len(baseline.hidden_states) == vit.spec.depth + 1
     for y, r, b in zip(features.hidden_states, ref.hidden_states, baseline.hidden_states):
         check(y, r, b)
     if cls is ViTModel:
         check(features.tokens, ref.last_hidden_state, baseline.last_hidden_state)
-        if hf.pooler is None:
-            assert torch.equal(features.pooled, features.tokens[:, 0])
-        else:
-            check(features.pooled, ref.pooler_output, baseline.pooler_output)
-    elif vit.head is not None:
-        check(features.logits, ref.logits, baseline.logits)
+        ref, baseline = (
+            out.last_hidden_state[:, 0] if hf.pooler is None else out.pooler_output
+            for out in (ref, baseline)
+        )
     else:
-        check(features.pooled, ref.logits, baseline.logits)
+        ref, baseline = ref.logits, baseline.logits
+    for out in (features, class_token):
+        check(out.logits if logits else out.pooled, ref, baseline)
 
 
 def check(y: Tensor, ref: Tensor, baseline: Tensor) -> None:
@@ -93,6 +91,7 @@ def test_torch_fp16(case):
     compare(case, torch.float16, torch_ops())
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     "case", ["classifier", "landscape", "patch 14", "tanh gelu", "head_dim 72"]
@@ -113,8 +112,8 @@ def test_triton_bf16(case):
         (torch_ops, torch.float32),
         (torch_ops, torch.bfloat16),
         (torch_ops, torch.float16),
-        (triton_ops, torch.float32),
-        (triton_ops, torch.float16),
+        pytest.param(triton_ops, torch.float32, marks=needs_triton),
+        pytest.param(triton_ops, torch.float16, marks=needs_triton),
     ],
 )
 def test_bytes(table, dtype):

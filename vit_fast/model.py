@@ -112,6 +112,12 @@ class PatchProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(spec.dim))
 
 
+class PatchEmbed(nn.Module):
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.proj = PatchProjection(spec)
+
+
 @dataclass(frozen=True)
 class Features:
     """What ViT.features was asked for; the rest is None.
@@ -145,7 +151,7 @@ class ViT(nn.Module):
         self.normalization = normalization
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, spec.tokens(), spec.dim))
-        self.patch_embed = nn.ModuleDict({"proj": PatchProjection(spec)})  # timm's name
+        self.patch_embed = PatchEmbed(spec)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.norm = LayerNorm(spec.dim, spec.eps)
         self.pooler = nn.Linear(spec.dim, spec.pooler_dim) if spec.pooler_dim else None
@@ -179,20 +185,21 @@ class ViT(nn.Module):
         from vit_fast.families import bind
 
         spec, sources = bind(model)
-        with torch.device("meta"):
-            vit = cls(spec, normalization)
-        with torch.no_grad():
+        # a caller in inference mode gets parameters that know their version all the same
+        with torch.inference_mode(False), torch.no_grad():
+            with torch.device("meta"):
+                vit = cls(spec, normalization)
             copies = {name: torch.cat(parts) for name, parts in sources.items()}
-        vit.load_state_dict(copies, assign=True)
+            vit.load_state_dict(copies, assign=True)
         return vit.eval()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.patch_embed["proj"].weight.dtype
+        return self.patch_embed.proj.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.patch_embed["proj"].weight.device
+        return self.patch_embed.proj.weight.device
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B, C, H, W] -> [B, N, D]"""
@@ -241,7 +248,7 @@ class ViT(nn.Module):
         spec, norm, derive = self.spec, self.normalization, self._derived.get
         R, p = spec.prefix_tokens, spec.patch
         grid = spec.grid(pixels.shape[-2:])
-        w, b = self.patch_embed["proj"].weight, self.patch_embed["proj"].bias
+        w, b = self.patch_embed.proj.weight, self.patch_embed.proj.bias
         weight, bias = w.flatten(1), b
         if pixels.dtype == torch.uint8:
             weight = derive(("weight", norm), [w], lambda: weights.fold_weight(w, norm))

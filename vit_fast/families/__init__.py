@@ -4,6 +4,7 @@ Weights are bound by the attributes of the live module, never by the keys of a c
 releases of transformers, and transformers' own loader reads all of them.
 """
 
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
@@ -53,5 +54,5 @@ def bind(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]
     return family.spec_from_model(model), sources
 
 
-def _listed(values: object) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, values)))
