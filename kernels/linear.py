@@ -43,9 +43,15 @@ class Config:
     num_stages: int
     slices: int = 1  # column slices of the epilogue
     blocks_per_sm: int = 1
-    rate: float = (
-        1.0  # an estimate: share of the matrix rate that the main loop of this tile sustains
-    )
+    rate: float = 1.0  # an estimate: the share of the matrix rate that this tile sustains
+
+    @property
+    def registers(self) -> int:
+        """A thread's registers if blocks_per_sm blocks are to share the 65536 of a multiprocessor.
+
+        Left to itself ptxas for sm_100 aims lower, and spills.
+        """
+        return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))
 
 
 # Each compiles without spills with every epilogue for the GPUs named (vit-fast inspect shows registers and memory).
