@@ -18,13 +18,14 @@ A head dimension that is no power of two is covered by up to three parts, each a
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
 from .attention_kernels import flash_kernel, one_pass_kernel
-from .launch import COMPILE_OPTIONS, check, check_floats, operator
+from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
 from .linear import fp32_precision
 from .tuning import Gpu, gpu_of
 
@@ -51,6 +52,7 @@ class Config:
 _FLASH = (0, 0, 0)
 
 
+@lru_cache
 def head_parts(D: int, widest: int = MAX_HEAD_DIM) -> tuple[int, int, int]:
     """Powers of two from 16 to `widest` that cover D lanes with under 16 to spare, three at most:
     72 -> (64, 16, 0).
@@ -73,6 +75,7 @@ def key_chunks(N: int) -> tuple[int, int, int]:
     return min(covers, key=lambda c: (sum(c), 3 - c.count(0)), default=_FLASH)
 
 
+@lru_cache
 def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
     """Small query tiles and few warps: two to four blocks share a multiprocessor, and the softmax
     of one overlaps the matrix products of another. Every choice compiles without spills. Pure.
@@ -108,24 +111,27 @@ def launch(
     is not contiguous is copied first. `gpu` and `config` override the device's own, for tests and
     for compiling without one.
     """
-    shapes = f"q is {tuple(q.shape)}, k is {tuple(k.shape)}, v is {tuple(v.shape)}"
-    check("attention", q.dim() == 4 and k.shape == v.shape and k.dim() == 4, shapes)
-    B, Nq, H, D = q.shape
-    N = k.shape[1]
-    check("attention", k.shape == (B, N, H, D) and N > 0, shapes)
-    check("attention", 0 < D <= MAX_HEAD_DIM, f"head_dim is {D}, supported are 1 to {MAX_HEAD_DIM}")
-    check("attention", scale > 0, f"scale is {scale}")
-    check_floats("attention", q=q)
-    check_floats("attention", q.dtype, q=q, k=k, v=v)
+    B, Nq, H, D = q.shape if q.dim() == 4 else (0, 0, 0, 0)
+    N = k.shape[1] if k.dim() == 4 else 0
+    if q.dim() != 4 or N == 0 or not k.shape == v.shape == (B, N, H, D):
+        refuse(
+            "attention",
+            f"q is {tuple(q.shape)}, k is {tuple(k.shape)}, v is {tuple(v.shape)}:"
+            " expected [B, Nq, H, D] and twice [B, N, H, D]",
+        )
+    if not 0 < D <= MAX_HEAD_DIM:
+        refuse("attention", f"head_dim is {D}, supported are 1 to {MAX_HEAD_DIM}")
+    if not scale > 0:
+        refuse("attention", f"scale is {scale}, expected a positive number")
+    check_tensor("attention", "q", q, q.shape, q.device)
+    check_tensor("attention", "k", k, k.shape, q.device, q.dtype)
+    check_tensor("attention", "v", v, v.shape, q.device, q.dtype)
     o = torch.empty((B, Nq, H * D), dtype=q.dtype, device=q.device)
     if o.numel() == 0:
         return o
     q, k, v = (t if t.stride(-1) == 1 or D == 1 else t.contiguous() for t in (q, k, v))
-    check(
-        "attention",
-        max(Nq, N) * max(q.stride(1), k.stride(1), v.stride(1)) < 2**31,
-        f"{shapes}: too large",
-    )
+    if max(Nq, N) * max(q.stride(1), k.stride(1), v.stride(1)) >= 2**31:
+        refuse("attention", f"an image of {max(Nq, N)} tokens spans over 2^31 values")
     gpu = gpu or gpu_of(q.device)
     c = config or launch_config(Nq, N, D, q.element_size(), gpu)
     grid = (triton.cdiv(Nq, c.block_m) * B * H,)

@@ -7,6 +7,7 @@ torch.compile and torch.export; a backward that raises keeps a gradient from bei
 """
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -59,19 +60,25 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def check(op: str, ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(f"vit_fast.{op}: {message}")
+def refuse(op: str, message: str) -> NoReturn:
+    raise ValueError(f"vit_fast.{op}: {message}")
 
 
-def check_floats(op: str, dtype: torch.dtype | None = None, **tensors: Tensor | None) -> None:
-    """Each given tensor is of `dtype` (None: of any supported one) and on the first one's device."""
-    device = None
-    for name, t in tensors.items():
-        if t is None:
-            continue
-        device = device or t.device
-        check(op, t.device == device, f"{name} is on {t.device}, the first argument on {device}")
-        wanted = DTYPES if dtype is None else (dtype,)
-        expected = " or ".join(str(d) for d in wanted)
-        check(op, t.dtype in wanted, f"{name} is {t.dtype}, expected {expected}")
+def check_tensor(
+    op: str,
+    name: str,
+    t: Tensor | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """None passes; a tensor has this shape, device and dtype (None: a supported float dtype)."""
+    if t is None:
+        return
+    if t.shape != shape:
+        refuse(op, f"{name} is {tuple(t.shape)}, expected {tuple(shape)}")
+    if t.device != device:
+        refuse(op, f"{name} is on {t.device}, the first argument on {device}")
+    if t.dtype != dtype and (dtype is not None or t.dtype not in DTYPES):
+        expected = DTYPES if dtype is None else (dtype,)
+        refuse(op, f"{name} is {t.dtype}, expected {' or '.join(map(str, expected))}")

@@ -8,12 +8,14 @@ value, times 1/sqrt(eps), is a tenth of it. The mean of what is left after the f
 it.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COMPILE_OPTIONS, check, check_floats, operator, rows
+from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
 
 MAX_WIDTH = 16384
 
@@ -24,6 +26,7 @@ def layer_norm_ref(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     return xc * torch.rsqrt(xc.square().mean(-1, keepdim=True) + eps) * w + b
 
 
+@lru_cache
 def launch_config(N: int) -> dict[str, int]:
     """Rows a program and warps for rows of N: 32 values a lane, and rows enough for four 16-byte
     loads in flight.
@@ -71,14 +74,11 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     not fit.
     """
     N = x.shape[-1] if x.dim() else 0
-    check("layer_norm", x.dim() > 0 and 0 < N <= MAX_WIDTH, f"x is {tuple(x.shape)}")
-    check(
-        "layer_norm",
-        weight.shape == (N,),
-        f"weight is {tuple(weight.shape)}, x is {tuple(x.shape)}",
-    )
-    check("layer_norm", bias.shape == (N,), f"bias is {tuple(bias.shape)}, x is {tuple(x.shape)}")
-    check_floats("layer_norm", x=x, weight=weight, bias=bias)
+    if not 0 < N <= MAX_WIDTH:
+        refuse("layer_norm", f"x is {tuple(x.shape)}, expected [..., N] with N up to {MAX_WIDTH}")
+    check_tensor("layer_norm", "x", x, x.shape, x.device)
+    check_tensor("layer_norm", "weight", weight, (N,), x.device)
+    check_tensor("layer_norm", "bias", bias, (N,), x.device)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x2 = rows(x)
     M = x2.shape[0]

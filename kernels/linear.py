@@ -13,6 +13,7 @@ express, pipelined pointer loads.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -21,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import activation_form, activation_ref
-from .launch import COMPILE_OPTIONS, check, check_floats, operator, rows
+from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
 from .tuning import Gpu, gpu_of
 
 
@@ -54,7 +55,7 @@ class Config:
         return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))
 
 
-# Each compiles without spills with every epilogue for the GPUs named (vit-fast inspect shows registers and memory).
+# Each compiles without spills with every epilogue: vit-fast inspect --all
 _DESCRIPTOR_TILES = (
     Config(128, 256, 64, 8, 3, slices=2, rate=1.0),
     Config(128, 128, 64, 8, 3, slices=2, blocks_per_sm=2, rate=0.97),
@@ -74,6 +75,7 @@ def tiles(itemsize: int, descriptors: bool) -> tuple[Config, ...]:
     return _FP32_TILES if itemsize == 4 else _DESCRIPTOR_TILES if descriptors else _POINTER_TILES
 
 
+@lru_cache
 def launch_config(M: int, N: int, itemsize: int, descriptors: bool, gpu: Gpu) -> Config:
     """The tile whose busiest multiprocessor finishes first: rounds of tiles x area / rate. Pure."""
 
@@ -227,28 +229,18 @@ def launch(
     what does not fit. `gpu` and `config` override the device's own, for tests and for compiling
     without one.
     """
-    check(
-        "linear",
-        x.dim() > 0 and weight.dim() == 2,
-        f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}",
-    )
+    if x.dim() == 0 or weight.dim() != 2 or not x.shape[-1] == weight.shape[1] > 0:
+        refuse(
+            "linear",
+            f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}: expected [..., K], [N, K]",
+        )
     N, K = weight.shape
     shape = (*x.shape[:-1], N)
-    check("linear", x.shape[-1] == K > 0, f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}")
-    for name, t in (("bias", bias), ("scale", scale)):
-        check(
-            "linear",
-            t is None or t.shape == (N,),
-            f"{name} is {t is not None and tuple(t.shape)}, expected ({N},)",
-        )
-    if residual is not None:
-        check(
-            "linear",
-            residual.shape == shape,
-            f"residual is {tuple(residual.shape)}, expected {shape}",
-        )
-    check_floats("linear", x=x, bias=bias, scale=scale)
-    check_floats("linear", x.dtype, x=x, weight=weight, residual=residual)
+    check_tensor("linear", "x", x, x.shape, x.device)
+    check_tensor("linear", "weight", weight, (N, K), x.device, x.dtype)
+    check_tensor("linear", "bias", bias, (N,), x.device)
+    check_tensor("linear", "scale", scale, (N,), x.device)
+    check_tensor("linear", "residual", residual, shape, x.device, x.dtype)
 
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     x2, w, r2 = rows(x), rows(weight), None if residual is None else rows(residual)

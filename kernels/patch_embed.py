@@ -12,12 +12,14 @@ the rescaling and the normalisation (vit_fast.weights folds them): centred, the 
 against a large bias.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COMPILE_OPTIONS, check, check_floats, operator
+from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
 from .linear import fp32_precision
 from .tuning import Gpu, gpu_of
 
@@ -40,6 +42,7 @@ def patch_embed_ref(pixels, weight, bias, prefix, pos, patch: int) -> Tensor:
     return tokens if prefix is None else torch.cat([prefix.expand(B, -1, -1), tokens], 1)
 
 
+@lru_cache
 def launch_config(M: int, D: int, itemsize: int, gpu: Gpu) -> dict[str, int]:
     """Tile and warps for M patches of D channels: the largest tile that gives every multiprocessor
     one. Pure.
@@ -146,58 +149,28 @@ def launch(
     patch * patch] in the order (channel, row, column); bias [D] of any float dtype; prefix [R, D]
     and pos [patches, D] in weight.dtype. ValueError names what does not fit.
     """
-    op = "patch_embed"
-    check(
-        op,
-        pixels.dim() == 4 and weight.dim() == 2,
-        f"pixels is {tuple(pixels.shape)}, weight is {tuple(weight.shape)}",
-    )
+    op, device = "patch_embed", weight.device
+    if pixels.dim() != 4 or weight.dim() != 2:
+        shapes = f"pixels is {tuple(pixels.shape)}, weight is {tuple(weight.shape)}"
+        refuse(op, f"{shapes}: expected [B, C, H, W] and [D, C * patch * patch]")
     B, C, H, W = pixels.shape
     D, K = weight.shape
-    check(
-        op,
-        K == C * patch * patch,
-        f"weight is {tuple(weight.shape)}, expected [D, {C * patch * patch}]",
-    )
-    check(
-        op,
-        H % patch == 0 and W % patch == 0 and H * W > 0,
-        f"{H} x {W} pixels, not a multiple of {patch}",
-    )
+    if K != C * patch * patch:
+        refuse(op, f"weight is {tuple(weight.shape)}, expected [D, {C * patch * patch}]")
+    if H % patch or W % patch or H * W == 0:
+        refuse(op, f"{H} x {W} pixels, expected a multiple of {patch}")
     GH, GW = H // patch, W // patch
-    for name, t, expected in (("bias", bias, (D,)), ("pos", pos, (GH * GW, D))):
-        check(
-            op,
-            t is None or t.shape == expected,
-            f"{name} is {None if t is None else tuple(t.shape)}, expected {expected}",
-        )
-    check(
-        op,
-        prefix is None or (prefix.dim() == 2 and prefix.shape[1] == D),
-        f"prefix is not [R, {D}]",
-    )
-    check_floats(op, weight=weight, bias=bias)
-    check_floats(op, weight.dtype, weight=weight, prefix=prefix, pos=pos)
     uint8 = pixels.dtype == torch.uint8
-    check(
-        op,
-        uint8 or pixels.dtype == weight.dtype,
-        f"pixels are {pixels.dtype}, expected uint8 or {weight.dtype}",
-    )
-    check(
-        op,
-        pixels.device == weight.device,
-        f"pixels are on {pixels.device}, weight on {weight.device}",
-    )
-    span = sum(
-        (n - 1) * abs(stride)
-        for n, stride in zip(pixels.shape[1:], pixels.stride()[1:], strict=True)
-    )
-    check(
-        op,
-        span < 2**31,
-        f"an image of {C} x {H} x {W} with strides {pixels.stride()} spans over 2^31 values",
-    )
+    if pixels.device != device or not (uint8 or pixels.dtype == weight.dtype):
+        found, wanted = f"{pixels.dtype} on {pixels.device}", f"uint8 or {weight.dtype} on {device}"
+        refuse(op, f"pixels are {found}, expected {wanted}")
+    check_tensor(op, "weight", weight, (D, K), device)
+    check_tensor(op, "bias", bias, (D,), device)
+    check_tensor(op, "pos", pos, (GH * GW, D), device, weight.dtype)
+    if prefix is not None:
+        check_tensor(op, "prefix", prefix, (len(prefix), D), device, weight.dtype)
+    if sum((n - 1) * stride for n, stride in zip((C, H, W), pixels.stride()[1:])) >= 2**31:
+        refuse(op, f"an image with strides {pixels.stride()} spans over 2^31 values")
 
     y = torch.empty(_shape(pixels, weight, prefix, patch), dtype=weight.dtype, device=weight.device)
     if y.numel() == 0:

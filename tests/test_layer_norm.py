@@ -58,7 +58,7 @@ def test_empty_batch():
 @pytest.mark.parametrize(
     "x, w, b, words",
     [
-        ((2, 8), (7,), (8,), "weight is (7,), x is (2, 8)"),
+        ((2, 8), (7,), (8,), "weight is (7,), expected (8,)"),
         ((2, 8), (8,), (8, 1), "bias is (8, 1)"),
         ((2, 20000), (20000,), (20000,), "x is (2, 20000)"),
         ((2, 0), (0,), (0,), "x is (2, 0)"),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTForImageClassification, ViTModel
 
-from models import NORM, SPEC, hf_model, images
-from vit_fast import Normalization, Ops, ViT, torch_ops
+from models import DEVICE, NORM, SPEC, hf_model, images, needs_triton
+from vit_fast import Normalization, Ops, ViT, torch_ops, triton_ops
 from vit_fast.families import bind
 
 
@@ -229,3 +229,26 @@ def test_sizes_in_turn(vit):
     for size in sizes:
         pixels = images(1, 3, *size)
         assert torch.equal(run(vit, pixels), run(copy.deepcopy(vit), pixels))
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts what Triton's interpreter starts")
+def test_launches(vit, pixels, monkeypatch):
+    """1 for the patches, 7 a block, 1 for the final norm; q apart from k and v where it is one row."""
+    from triton.runtime.interpreter import GridExecutor
+
+    started = Counter()
+    run = GridExecutor.__call__
+
+    def counted(self, *args, **kwargs):
+        started["launches"] += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    vit.ops = triton_ops()
+    with torch.inference_mode():
+        vit(pixels)
+        assert started["launches"] == 1 + 7 * vit.spec.depth + 1
+        started.clear()
+        vit.features(pixels, tokens=False, logits=True)
+        assert started["launches"] == 1 + 7 * vit.spec.depth + 1 + 1

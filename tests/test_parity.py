@@ -100,6 +100,19 @@ def test_triton(case, dtype):
     compare(case, dtype, triton_ops(), DEVICE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_triton_class_token_alone(dtype):
+    """The last block for one row an image, which the kernels read by stride."""
+    cls, _, config = CASES["classifier"]
+    hf = hf_model(cls, dtype, **config).to(DEVICE)
+    vit = ViT.from_hf(hf)
+    vit.ops = triton_ops()
+    pixels = images(3, 3, 64, 64, dtype=dtype).to(DEVICE)
+    with torch.inference_mode():
+        y = vit.features(pixels, tokens=False, logits=True).logits
+        check(y, in_float64(hf)(pixels.double()).logits, hf(pixels).logits)
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter computes bf16 products wrongly")
 @pytest.mark.parametrize("case", CASES)
 def test_triton_bf16(case):

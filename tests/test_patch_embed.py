@@ -114,16 +114,16 @@ def test_empty_batch():
     [
         ({"pixels": torch.ones(1, 4, 32, 32)}, "weight is (64, 768), expected [D, 1024]"),
         ({"pixels": torch.ones(3, 32, 32)}, "pixels is (3, 32, 32)"),
-        ({"pixels": torch.ones(1, 3, 33, 32)}, "33 x 32 pixels, not a multiple of 16"),
+        ({"pixels": torch.ones(1, 3, 33, 32)}, "33 x 32 pixels, expected a multiple of 16"),
         ({"pixels": torch.ones(1, 3, 0, 32)}, "0 x 32 pixels"),
         (
             {"pixels": torch.ones(1, 3, 32, 32).half()},
-            "pixels are torch.float16, expected uint8 or torch.float32",
+            "pixels are torch.float16 on cpu, expected uint8 or torch.float32 on cpu",
         ),
         ({"pixels": torch.ones(1, 3, 32, 32).int()}, "pixels are torch.int32"),
         ({"pos": torch.ones(5, 64)}, "pos is (5, 64), expected (4, 64)"),
         ({"bias": torch.ones(63)}, "bias is (63,), expected (64,)"),
-        ({"prefix": torch.ones(1, 63)}, "prefix is not [R, 64]"),
+        ({"prefix": torch.ones(1, 63)}, "prefix is (1, 63), expected (1, 64)"),
     ],
 )
 def test_wrong_arguments(change, words):
