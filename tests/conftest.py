@@ -14,6 +14,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# cuBLAS asks for it where results are to be the same every time
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +25,10 @@ def poisoned_memory():
     assert torch.empty(2).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def on_device():
+    """New tensors are on the GPU where there is one: where the kernels of this process run."""
+    with torch.device("cuda:0" if torch.cuda.is_available() else "cpu"):
+        yield

@@ -1,7 +1,14 @@
-"""Awkward tensors for the kernel tests: their values, their layouts, and the halves of a comparison."""
+"""Awkward tensors for the kernel tests, on the device where kernels run: the GPU, else the CPU."""
 
 import torch
 from torch import Tensor
+
+from vit_fast.kernels.tuning import KNOWN, Gpu, gpu_of
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
+# the interpreter computes bf16 products wrongly
+DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if CUDA else ())
 
 VALUES = ("normal", "tiny", "constant rows", "one channel 1000x")
 LAYOUTS = ("contiguous", "rows sliced", "columns sliced", "transposed", "unaligned")
@@ -10,7 +17,7 @@ LAYOUTS = ("contiguous", "rows sliced", "columns sliced", "transposed", "unalign
 def values(kind: str, *shape: int, seed: int = 0) -> Tensor:
     """float64 [..., N] of one kind."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(DEVICE)
     match kind:
         case "tiny":
             return 1e-3 * x
@@ -38,6 +45,12 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
             return x.contiguous()
     view.copy_(x)
     return view
+
+
+def target(arch: str) -> Gpu:
+    """The GPU whose rules a launch follows; hardware copies by descriptor only where this GPU has them."""
+    gpu = KNOWN[arch]
+    return gpu_of(DEVICE) if CUDA and gpu.bulk_copies else gpu
 
 
 def f64(*tensors: Tensor | None) -> list[Tensor | None]:

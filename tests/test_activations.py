@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from accuracy import assert_as_accurate
-from tensors import f64, values
+from tensors import DTYPES, f64, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels.activations import NAMES, activation_form, activation_ref
 from vit_fast.kernels.linear import linear
 from vit_fast.ops import torch_ops
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 RANGES = {
     "N(0, 1)": lambda: values("normal", 64, 64),
@@ -20,7 +22,7 @@ RANGES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", RANGES)
 @pytest.mark.parametrize("name", NAMES)
 def test_against_float64(name, kind, dtype):
@@ -32,7 +34,7 @@ def test_against_float64(name, kind, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_infinity_and_nan(name, dtype):
     x = torch.zeros(16, 16, dtype=dtype)
     x[0, 0], x[1, 1], x[2, 2] = float("inf"), float("-inf"), float("nan")

@@ -5,7 +5,7 @@ import torch
 
 from accuracy import assert_as_accurate
 from pairwise import pairwise
-from tensors import f64, values
+from tensors import DTYPES, f64, target, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels import attention as module
@@ -20,6 +20,8 @@ from vit_fast.kernels.attention import (
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.ops import torch_ops
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 LAYOUTS = ("packed", "separate", "heads first", "transposed", "padded")
 CASES = pairwise(
     tokens=(1, 7, 50, 196, 197, 257),
@@ -29,7 +31,7 @@ CASES = pairwise(
     kind=("normal", "one channel 1000x", "large scores"),
     layout=LAYOUTS,
     arch=("sm_80", "sm_90"),
-    dtype=(torch.float32, torch.float16),
+    dtype=DTYPES,
 )
 
 
@@ -82,7 +84,7 @@ def test_against_float64(tokens, head_dim, queries, batch_heads, kind, layout, a
     q = q[:, :1] if queries == "class token" else q
     # PyTorch's attention on a CPU does not round the exponentials, and 1000 v shows it where a sum cancels
     baseline = flash_in_pytorch if kind == "one channel 1000x" else TORCH
-    compare(lambda *args: launch(*args, gpu=KNOWN[arch]), q, k, v, baseline)
+    compare(lambda *args: launch(*args, gpu=target(arch)), q, k, v, baseline)
 
 
 @pytest.mark.parametrize("head_dim", [64, 72])

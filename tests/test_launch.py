@@ -8,27 +8,31 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from tensors import DEVICE
 from vit_fast.kernels.attention import attention
 from vit_fast.kernels.layer_norm import layer_norm
 from vit_fast.kernels.linear import launch as launch_linear
 from vit_fast.kernels.linear import linear
 from vit_fast.kernels.patch_embed import patch_embed
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 N, D = 5, 32
-X, QKV = torch.randn(2, N, D), torch.randn(2, N, 3, 2, 16)
-Q, K, V = QKV.unbind(2)
-W, B, R = torch.randn(48, D), torch.randn(48), torch.randn(2, N, 48)
-PIXELS, FILTERS = torch.randn(2, 3, 16, 24), torch.randn(D, 192)
-BYTES = torch.zeros(2, 3, 16, 24, dtype=torch.uint8)
-SAMPLES = {
-    "layer_norm": (layer_norm, (X, torch.ones(D), torch.zeros(D), 1e-6)),
-    "linear": (linear, (X, W, B, "gelu", B, R)),
-    "linear, bare": (linear, (X[:, :1], W)),
-    "attention": (attention, (Q, K, V, 0.25)),
-    "attention of one token": (attention, (Q[:, :1], K, V, 0.25)),
-    "patch_embed": (patch_embed, (PIXELS, FILTERS, X[0, 0], X[0, :1], torch.randn(6, D), 8)),
-    "patch_embed, uint8": (patch_embed, (BYTES, FILTERS, None, None, None, 8)),
-}
+with torch.device(DEVICE):
+    X, QKV = torch.randn(2, N, D), torch.randn(2, N, 3, 2, 16)
+    Q, K, V = QKV.unbind(2)
+    W, B, R = torch.randn(48, D), torch.randn(48), torch.randn(2, N, 48)
+    PIXELS, FILTERS = torch.randn(2, 3, 16, 24), torch.randn(D, 192)
+    BYTES = torch.zeros(2, 3, 16, 24, dtype=torch.uint8)
+    SAMPLES = {
+        "layer_norm": (layer_norm, (X, torch.ones(D), torch.zeros(D), 1e-6)),
+        "linear": (linear, (X, W, B, "gelu", B, R)),
+        "linear, bare": (linear, (X[:, :1], W)),
+        "attention": (attention, (Q, K, V, 0.25)),
+        "attention of one token": (attention, (Q[:, :1], K, V, 0.25)),
+        "patch_embed": (patch_embed, (PIXELS, FILTERS, X[0, 0], X[0, :1], torch.randn(6, D), 8)),
+        "patch_embed, uint8": (patch_embed, (BYTES, FILTERS, None, None, None, 8)),
+    }
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -83,5 +87,5 @@ def test_a_cpu_tensor_without_the_interpreter():
 
 
 def test_devices_must_agree():
-    with pytest.raises(ValueError, match="weight is on meta, the first argument on cpu"):
+    with pytest.raises(ValueError, match="weight is on meta, the first argument on c"):
         launch_linear(torch.ones(2, 8), torch.ones(4, 8, device="meta"))

@@ -3,11 +3,13 @@ import torch
 
 from accuracy import assert_as_accurate
 from pairwise import pairwise
-from tensors import LAYOUTS, VALUES, f64, laid_out, values
+from tensors import DTYPES, LAYOUTS, VALUES, f64, laid_out, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels.layer_norm import layer_norm, layer_norm_ref
 from vit_fast.ops import torch_ops
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 CASES = pairwise(
     rows=(1, 7, 50, 197),
@@ -15,7 +17,7 @@ CASES = pairwise(
     kind=VALUES,
     layout=LAYOUTS,
     eps=(1e-12, 1e-6, 1e-5),
-    dtype=(torch.float32, torch.float16),
+    dtype=DTYPES,
 )
 
 

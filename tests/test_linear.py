@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from accuracy import assert_as_accurate
 from pairwise import pairwise
-from tensors import LAYOUTS, f64, laid_out, values
+from tensors import DEVICE, DTYPES, LAYOUTS, f64, laid_out, target, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels import linear as module
@@ -11,6 +13,8 @@ from vit_fast.kernels.activations import NAMES
 from vit_fast.kernels.linear import launch, launch_config, linear, linear_ref
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.ops import torch_ops
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 CASES = pairwise(
     rows=(1, 7, 50, 196, 197, 257, 577),
@@ -21,7 +25,7 @@ CASES = pairwise(
     kind=("normal", "tiny", "one channel 1000x"),
     layout=LAYOUTS,
     arch=("sm_80", "sm_90"),
-    dtype=(torch.float32, torch.float16),
+    dtype=DTYPES,
 )
 
 
@@ -48,7 +52,7 @@ def compare(call, x, w, b, activation, s, r):
 @pytest.mark.parametrize("rows, n, k, activation, extras, kind, layout, arch, dtype", CASES)
 def test_against_float64(rows, n, k, activation, extras, kind, layout, arch, dtype):
     def call(*args):
-        return launch(*args, gpu=KNOWN[arch])
+        return launch(*args, gpu=target(arch))
 
     compare(call, *arguments(rows, n, k, activation, extras, kind, layout, dtype))
 
@@ -66,18 +70,20 @@ def test_every_tile(descriptors):
     args = arguments(
         150, 328, 200, "gelu", "bias scale residual", "normal", "contiguous", torch.float16
     )
+    gpu = target("sm_90" if descriptors else "sm_80")
+    if gpu.bulk_copies != descriptors:
+        pytest.skip(f"{gpu.name} has no hardware copies by descriptor")
     for config in module.tiles(2, descriptors):
-        gpu = KNOWN["sm_90" if descriptors else "sm_80"]
         compare(lambda *a, c=config, g=gpu: launch(*a, gpu=g, config=c), *args)
 
 
 def test_more_tiles_than_programs():
     """The persistent grid walks on: 2 multiprocessors, 15 tiles."""
-    from dataclasses import replace
-
     args = arguments(300, 320, 64, None, "bias", "normal", "contiguous", torch.float16)
-    gpu = replace(KNOWN["sm_90"], sms=2)
-    compare(lambda *a: launch(*a, gpu=gpu, config=module.Config(64, 128, 64, 4, 3)), *args)
+    gpu = replace(target("sm_90"), sms=2)
+    compare(
+        lambda *a: launch(*a, gpu=gpu, config=module.Config(64, 128, 64, 4, 3, slices=2)), *args
+    )
 
 
 def test_mlp():
@@ -143,6 +149,9 @@ def test_empty_batch(shape):
 )
 def test_wrong_arguments(change, words):
     arguments = {"x": torch.ones(2, 8), "weight": torch.ones(4, 8)} | change
+    arguments = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
+    }
     with pytest.raises(ValueError) as error:
         linear(**arguments)
     assert words in str(error.value)

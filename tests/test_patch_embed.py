@@ -3,12 +3,13 @@ import torch
 
 from accuracy import assert_as_accurate
 from pairwise import pairwise
-from tensors import f64, values
+from tensors import DEVICE, DTYPES, f64, target, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels.patch_embed import launch, patch_embed, patch_embed_ref
-from vit_fast.kernels.tuning import KNOWN
 from vit_fast.ops import torch_ops
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 LAYOUTS = ("NCHW", "NHWC", "cropped", "transposed", "one image for all")
 CASES = pairwise(
@@ -22,16 +23,16 @@ CASES = pairwise(
     layout=LAYOUTS,
     batch=(1, 2),
     arch=("sm_80", "sm_90"),
-    dtype=(torch.float32, torch.float16),
+    dtype=DTYPES,
 )
 
 
 def image(pixels, layout, B, C, H, W, dtype):
     """[B, C, H, W] in a layout; around a crop lies what must not be read."""
     if pixels == "uint8":
-        x = torch.randint(
-            0, 256, (B, C, H, W), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-        )
+        random = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 256, (B, C, H, W), generator=random, dtype=torch.uint8, device="cpu")
+        x = x.to(DEVICE)
         around = 255
     else:
         x, around = values("normal", B, C, H, W).to(dtype), float("nan")
@@ -69,7 +70,7 @@ def test_against_float64(
     w, b, prefix, pos = weights(
         pixels, channels, patch, width, prefix, grid[0] * grid[1], extras, dtype
     )
-    y = launch(x, w, b, prefix, pos, patch, gpu=KNOWN[arch])
+    y = launch(x, w, b, prefix, pos, patch, gpu=target(arch))
     ref = patch_embed_ref(x if pixels == "uint8" else x.double(), *f64(w, b, prefix, pos), patch)
     assert_as_accurate(y, ref, torch_ops().patch_embed(x, w, b, prefix, pos, patch))
     if prefix is not None:
@@ -118,7 +119,7 @@ def test_empty_batch():
         ({"pixels": torch.ones(1, 3, 0, 32)}, "0 x 32 pixels"),
         (
             {"pixels": torch.ones(1, 3, 32, 32).half()},
-            "pixels are torch.float16 on cpu, expected uint8 or torch.float32 on cpu",
+            "pixels are torch.float16 on",
         ),
         ({"pixels": torch.ones(1, 3, 32, 32).int()}, "pixels are torch.int32"),
         ({"pos": torch.ones(5, 64)}, "pos is (5, 64), expected (4, 64)"),
@@ -129,6 +130,9 @@ def test_empty_batch():
 def test_wrong_arguments(change, words):
     arguments = {"pixels": torch.ones(1, 3, 32, 32), "weight": torch.ones(64, 768), "bias": None}
     arguments |= {"prefix": None, "pos": None, "patch": 16} | change
+    arguments = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
+    }
     with pytest.raises(ValueError) as error:
         patch_embed(**arguments)
     assert words in str(error.value)
