@@ -254,7 +254,7 @@ def main() -> int:
         json.dumps({"model": title, "batch": args.batch, **card, "rows": rows}, indent=1) + "\n"
     )
     print(
-        f"\n{'same answers' if accurate else 'NOT AS ACCURATE AS THE RULE ASKS'}; written to {path}"
+        f"\n{'same answers' if accurate else 'NOT AS ACCURATE AS THE RULE ASKS'}; written to {os.path.relpath(path)}"
     )
     return 0 if accurate else 1
 
