@@ -19,16 +19,17 @@ class Shape:
     heads: int
     mlp: int
     activation: str
+    prefix: int = 1
 
     @property
-    def tokens(self) -> int:
-        return (self.image // self.patch) ** 2 + 1
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
 
 
 MAIN = (
     Shape("ViT-B/16-224", 224, 16, 768, 12, 3072, "gelu"),
     Shape("ViT-L/16-224", 224, 16, 1024, 16, 4096, "gelu"),
-    Shape("so400m/14-384", 378, 14, 1152, 16, 4304, "gelu_tanh"),
+    Shape("so400m/14-384", 378, 14, 1152, 16, 4304, "gelu_tanh", prefix=0),
 )
 MORE = (
     Shape("ViT-S/8-224", 224, 8, 384, 6, 1536, "gelu"),
@@ -36,36 +37,44 @@ MORE = (
     Shape("CLIP-L/14-336", 336, 14, 1024, 16, 4096, "quick_gelu"),
     Shape("ViT-H/14-224", 224, 14, 1280, 16, 5120, "gelu"),
     Shape("ViT-g/14-224", 224, 14, 1408, 16, 6144, "gelu"),
-    Shape("giant/16-384", 384, 16, 1536, 16, 6144, "gelu_tanh"),
+    Shape("giant/16-384", 384, 16, 1536, 16, 6144, "gelu_tanh", prefix=0),
     Shape("bigG/14-224", 224, 14, 1664, 16, 8192, "gelu"),
     Shape("7B/16-512", 512, 16, 4096, 32, 8192, "silu"),
 )
 
 
 def _model(s: Shape, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Each launch of one model as (name, call)."""
+    """Each launch of one model as (name, call); those of a last block for the class token too."""
+    N = s.prefix + s.patches
 
     def t(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    def gemm(n: int, k: int, activation: str | None = None, residual: bool = False) -> Callable:
-        x, r = t(batch, s.tokens, k), t(batch, s.tokens, n) if residual else None
-        return lambda: linear.launch(x, t(n, k), t(n), activation, None, r, gpu=gpu)
+    def gemm(x: torch.Tensor, n: int, activation: str | None = None, residual=None) -> Callable:
+        k = x.shape[-1]
+        return lambda: linear.launch(x, t(n, k), t(n), activation, None, residual, gpu=gpu)
 
-    qkv = t(batch, s.tokens, 3, s.heads, s.dim // s.heads)
-    q, k, v = qkv.unbind(2)
+    def norm(x: torch.Tensor) -> Callable:
+        return lambda: layer_norm.launch(x, t(s.dim), t(s.dim), 1e-6)
+
     for pixels in (torch.uint8, dtype):
-        yield f"patch_embed {str(pixels)[6:]}", lambda p=pixels: patch_embed.launch(
-            t(batch, 3, s.image, s.image, dtype=p), t(s.dim, 3 * s.patch**2), t(s.dim, dtype=torch.float32),
-            t(1, s.dim), t(s.tokens - 1, s.dim), s.patch, gpu=gpu,
-        )  # fmt: skip
-    yield "layer_norm", lambda: layer_norm.launch(qkv[:, :, 0].flatten(2), t(s.dim), t(s.dim), 1e-6)
-    yield "qkv", gemm(3 * s.dim, s.dim)
-    yield "attention", lambda: attention.launch(q, k, v, 1.0, gpu=gpu)
-    yield "attention of the class token", lambda: attention.launch(q[:, :1], k, v, 1.0, gpu=gpu)
-    yield "proj", gemm(s.dim, s.dim, residual=True)
-    yield "fc1", gemm(s.mlp, s.dim, s.activation)
-    yield "fc2", gemm(s.dim, s.mlp, residual=True)
+        x = t(batch, 3, s.image, s.image, dtype=pixels)
+        w, b, pos = t(s.dim, 3 * s.patch**2), t(s.dim, dtype=torch.float32), t(s.patches, s.dim)
+        prefix = t(s.prefix, s.dim) if s.prefix else None
+        args = (x, w, b, prefix, pos, s.patch)
+        yield f"patch_embed {str(pixels)[6:]}", lambda a=args: patch_embed.launch(*a, gpu=gpu)
+
+    q, k, v = t(batch, N, 3, s.heads, s.dim // s.heads).unbind(2)
+    whole = t(batch, N, s.dim)
+    for rows, of in ((whole, ""), (whole[:, :1], " of the class token")):
+        fresh = t(*rows.shape)
+        yield f"layer_norm{of}", norm(rows)
+        yield f"qkv{of}", gemm(rows, s.dim if of else 3 * s.dim)
+        queries = q[:, : rows.shape[1]]
+        yield f"attention{of}", lambda q=queries: attention.launch(q, k, v, 1.0, gpu=gpu)
+        yield f"proj{of}", gemm(fresh, s.dim, residual=rows)
+        yield f"fc1{of}", gemm(fresh, s.mlp, s.activation)
+        yield f"fc2{of}", gemm(t(*rows.shape[:2], s.mlp), s.dim, residual=fresh)
 
 
 def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
