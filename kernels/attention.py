@@ -27,7 +27,7 @@ from torch import Tensor
 from .attention_kernels import flash_kernel, one_pass_kernel
 from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
 from .linear import fp32_precision
-from .tuning import Gpu, gpu_of
+from .tuning import Gpu, cdiv, gpu_of
 
 MAX_HEAD_DIM = 128
 _LOG2_E = 1.4426950408889634
@@ -57,7 +57,7 @@ def head_parts(D: int, widest: int = MAX_HEAD_DIM) -> tuple[int, int, int]:
     """Powers of two from 16 to `widest` that cover D lanes with under 16 to spare, three at most:
     72 -> (64, 16, 0).
     """
-    parts, lanes = [], triton.cdiv(D, 16) * 16
+    parts, lanes = [], cdiv(D, 16) * 16
     while lanes:
         parts.append(min(widest, 1 << (lanes.bit_length() - 1)))
         lanes -= parts[-1]
@@ -134,7 +134,7 @@ def launch(
         refuse("attention", f"an image of {max(Nq, N)} tokens spans over 2^31 values")
     gpu = gpu or gpu_of(q.device)
     c = config or launch_config(Nq, N, D, q.element_size(), gpu)
-    grid = (triton.cdiv(Nq, c.block_m) * B * H,)
+    grid = (cdiv(Nq, c.block_m) * B * H,)
     strides = [t.stride(i) for i in (0, 1, 2) for t in (q, k, v)]
     args = (q, k, v, o, Nq, N, H, scale * _LOG2_E, *strides)
     options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)

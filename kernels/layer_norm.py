@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
+from .tuning import cdiv
 
 MAX_WIDTH = 16384
 
@@ -84,7 +85,7 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     M = x2.shape[0]
     if M:
         config = launch_config(N)
-        grid = (triton.cdiv(M, config["BLOCK_M"]),)
+        grid = (cdiv(M, config["BLOCK_M"]),)
         _layer_norm_kernel[grid](
             x2, weight.contiguous(), bias.contiguous(), y, M, N, x2.stride(0), eps, **config, **COMPILE_OPTIONS
         )  # fmt: skip

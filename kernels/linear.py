@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import activation_form, activation_ref
 from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
-from .tuning import Gpu, gpu_of
+from .tuning import Gpu, cdiv, gpu_of
 
 
 def linear_ref(x, w, b=None, activation=None, scale=None, residual=None) -> Tensor:
@@ -80,8 +80,8 @@ def launch_config(M: int, N: int, itemsize: int, descriptors: bool, gpu: Gpu) ->
     """The tile whose busiest multiprocessor finishes first: rounds of tiles x area / rate. Pure."""
 
     def cost(c: Config) -> float:
-        count = triton.cdiv(M, c.block_m) * triton.cdiv(N, c.block_n)
-        return triton.cdiv(count, gpu.sms) * c.block_m * c.block_n / c.rate
+        count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
+        return cdiv(count, gpu.sms) * c.block_m * c.block_n / c.rate
 
     return min(tiles(itemsize, descriptors), key=cost)
 
@@ -254,7 +254,7 @@ def launch(
     descriptors = gpu.bulk_copies and describable(x2, w, y2, r2)
     c = config or launch_config(M, N, x.element_size(), descriptors, gpu)
     act = activation_form(activation, x.dtype)
-    count = triton.cdiv(M, c.block_m) * triton.cdiv(N, c.block_n)
+    count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
     shared = dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, ACTIVATION=act)
     options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)
     if descriptors:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
 from .linear import fp32_precision
-from .tuning import Gpu, gpu_of
+from .tuning import Gpu, cdiv, gpu_of
 
 UINT8_CENTRE = 128
 
@@ -52,7 +52,7 @@ def launch_config(M: int, D: int, itemsize: int, gpu: Gpu) -> dict[str, int]:
     tiles = ((128, 128), (64, 128), (64, 64))
     # without wgmma the addresses of a gather leave too few registers for the tile between
     for block_m, block_n in tiles if gpu.bulk_copies else tiles[::2]:
-        if triton.cdiv(M, block_m) * triton.cdiv(D, block_n) >= gpu.sms:
+        if cdiv(M, block_m) * cdiv(D, block_n) >= gpu.sms:
             break
     return {
         "BLOCK_M": block_m,
@@ -178,11 +178,11 @@ def launch(
     gpu = gpu or gpu_of(pixels.device)
     config = launch_config(B * GH * GW, D, weight.element_size(), gpu)
     R = y.shape[1] - GH * GW
-    tiles_m = triton.cdiv(B * GH * GW, config["BLOCK_M"]) + triton.cdiv(B * R, config["BLOCK_M"])
+    tiles_m = cdiv(B * GH * GW, config["BLOCK_M"]) + cdiv(B * R, config["BLOCK_M"])
     weight, bias, prefix, pos = (
         t if t is None else t.contiguous() for t in (weight, bias, prefix, pos)
     )
-    _patch_embed_kernel[(tiles_m * triton.cdiv(D, config["BLOCK_N"]),)](
+    _patch_embed_kernel[(tiles_m * cdiv(D, config["BLOCK_N"]),)](
         pixels, weight, bias, prefix if R else None, pos, y, B, GH, GW, D, *pixels.stride(),
         K=K, P=patch, R=R, UINT8=uint8, PRECISION=fp32_precision(), **config, **COMPILE_OPTIONS,
     )  # fmt: skip
