@@ -14,7 +14,7 @@ TEST = [*DEMO, "pytest", "pytest-benchmark", "pytest-xdist", "setuptools>=77"]
 setup(
     name="vit-fast",
     version=VERSION[1],
-    description="The fastest way to run a Vision Transformer encoder, a drop-in for Hugging Face",
+    description="Vision Transformer encoders on Triton kernels, with Hugging Face weights",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",

@@ -4,8 +4,8 @@ in turn.
     python examples/demo.py [--model ID_OR_FOLDER] [--batch 8] [--seconds 40]
 
 Without --model it asks the hub for google/vit-base-patch16-224, and makes a ViT-B/16 with random
-weights where that cannot be reached. It exits with 1 if vit-fast is further from a float64 run than
-its accuracy rule allows.
+weights where that cannot be reached. It exits with 1 if vit-fast's largest error against a float64
+run is more than twice that of transformers in the same dtype, plus one unit of rounding.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PHOTOGRAPHS = (
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 ACCURACY = ("difference", "error", "error_allowed")
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -145,7 +145,8 @@ def compare(
         for name, result in results.items():
             p50, p90 = (float(torch.tensor(times[name]).quantile(q)) for q in (0.5, 0.9))
             error = largest(result, reference)
-            accurate &= error <= allowed
+            if name.startswith("vit-fast"):
+                accurate &= error <= allowed
             rows.append({
                 "dtype": str(dtype).removeprefix("torch."),
                 "program": name,
@@ -200,6 +201,9 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=40, help="of timing, all in all; default 40"
     )
+    parser.add_argument(
+        "--record", action="store_true", help="write to benchmarks/results, not .benchmarks"
+    )
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -209,6 +213,13 @@ def main() -> int:
             model = vit_fast.ViT.from_pretrained(source, dtype=torch.float32, device=device)
         except (OSError, ValueError) as error:
             print(f"demo: {error}", file=sys.stderr)
+            return 2
+        if model.normalization is None or model.spec.channels != len("RGB"):
+            print(
+                f"demo: photographs need an RGB model with an image processor; {title} takes "
+                f"{model.spec.channels} channels and has processor values {model.normalization}",
+                file=sys.stderr,
+            )
             return 2
         processor = transformers.AutoImageProcessor.from_pretrained(source)
         images = [Image.open(Path(skimage.data_dir, name)).convert("RGB") for name in PHOTOGRAPHS]
@@ -228,7 +239,7 @@ def main() -> int:
     print(f"\n{card['device']}, batch {args.batch}")
     columns = {
         "p50_ms": 8,
-        "p90_ms": 8,
+        "rounds": 6,
         "images_per_s": 12,
         "difference": 11,
         "error": 8,
@@ -237,7 +248,7 @@ def main() -> int:
     print(f"{'dtype':9}{'program':23}", *(f"{name:>{width}}" for name, width in columns.items()))
     for r in rows:
         cells = (
-            f"{r[name]:{width}.{'1e' if name in ACCURACY else '1f'}}"
+            f"{r[name]:{width}{'' if name == 'rounds' else '.1e' if name in ACCURACY else '.1f'}}"
             for name, width in columns.items()
         )
         print(f"{r['dtype']:9}{r['program']:23}", *cells)
@@ -247,17 +258,25 @@ def main() -> int:
     print("\nnearest photographs")
     for name, (other, cosine) in zip(PHOTOGRAPHS, nearest, strict=True):
         print(f"  {Path(name).stem:18} {Path(PHOTOGRAPHS[other]).stem:18} cosine {cosine:.2f}")
+    pairs = {
+        Path(n).stem: [Path(PHOTOGRAPHS[o]).stem, c]
+        for n, (o, c) in zip(PHOTOGRAPHS, nearest, strict=True)
+    }
+    results = {"model": title, "batch": args.batch, **card, "rows": rows, "nearest": pairs}
     slug = re.sub(r"\W+", "_", str(card["device"]).lower()).strip("_")
-    path = RESULTS / slug / "demo.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"model": title, "batch": args.batch, **card, "rows": rows}, indent=1) + "\n"
-    )
-    print(
-        f"\n{'same answers' if accurate else 'NOT AS ACCURATE AS THE RULE ASKS'}; written to {os.path.relpath(path)}"
-    )
+    path = ROOT / ("benchmarks/results" if args.record else ".benchmarks") / slug / "demo.json"
+    print("\n" + ("same answers" if accurate else "NOT AS ACCURATE AS ALLOWED"), end="; ")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"written to {os.path.relpath(path)}")
+    except OSError as error:
+        print(f"not written: {error}")
     return 0 if accurate else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ndemo: stopped")

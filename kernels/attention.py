@@ -8,8 +8,9 @@ shared by its query tiles through the L2 cache).
 With t = s * scale * log2(e), softmax is exp2(t - max t) / sum: one FMA and one exponential a score.
 Two kernels:
 
-- one pass: up to 272 keys sit in at most three chunks (197 = 128 + 64 + 16 lanes), all scores are
-  known before the first exponential, and there is no running maximum to correct;
+- one pass, for half-precision heads of 16, 32 or 64: up to 272 keys (128 where there is no wgmma)
+  sit in at most three chunks (197 = 128 + 64 + 16 lanes), all scores are known before the first
+  exponential, and there is no running maximum to correct;
 - flash (Dao et al. 2022, algorithm 1; the sum is divided out at the end as in Dao 2023): the tail
   of the keys in a chunk of its own width, then blocks of BLOCK_N with a running maximum.
 
@@ -91,8 +92,10 @@ def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
     # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
     if D in (16, 32, 64) and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 128):
         return Config(block_m, chunks, 64, 4, 1)
-    if not gpu.bulk_copies and lanes > 96:
-        return Config(128, _FLASH, 64, 8, 2) if Nq > 16 else Config(16, _FLASH, 32, 4, 2)
+    if Nq <= 16 and lanes > 96:
+        return Config(block_m, _FLASH, 32, 4, 2)
+    if not gpu.bulk_copies and lanes >= 96:
+        return Config(128 if Nq > 16 else 16, _FLASH, 32, 8 if Nq > 16 else 4, 3)
     stage = 2 * 64 * 2 * lanes  # bytes of 64 keys and 64 values
     return Config(block_m, _FLASH, 64, 4, 3 if 3 * stage <= gpu.smem // 2 else 2)
 

@@ -150,7 +150,7 @@ def _flash_step(
 
 @triton.jit
 def flash_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr,  # as in _one_pass_kernel
+    q_ptr, k_ptr, v_ptr, o_ptr,  # as in one_pass_kernel
     Nq, N, H, qk_scale,
     stride_qb, stride_kb, stride_vb,
     stride_qn, stride_kn, stride_vn,

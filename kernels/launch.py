@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from triton import knobs
 
 INTERPRETED = knobs.runtime.interpret
@@ -27,12 +28,20 @@ def operator(schema: str, launcher: Callable, fake: Callable) -> Callable:
     """
     name = schema.partition("(")[0]
 
+    def refuse_forward_mode() -> None:
+        if forward_ad._current_level >= 0:
+            raise RuntimeError(
+                f"vit_fast.{name} has no forward-mode derivative: use vit_fast.ops.torch_ops()"
+            )
+
     def on_cuda(x: Tensor, *args):
+        refuse_forward_mode()
         # Triton launches on the current device, which need not be x's
         with torch.cuda.device_of(x):
             return launcher(x, *args)
 
     def on_cpu(x: Tensor, *args):
+        refuse_forward_mode()
         if not INTERPRETED:
             raise RuntimeError(
                 f"vit_fast.{name} got a tensor on the CPU, and Triton kernels need a GPU: "

@@ -65,7 +65,7 @@ _DESCRIPTOR_TILES = (
 )
 _POINTER_TILES = (
     Config(128, 128, 64, 8, 3, rate=1.0),
-    Config(64, 128, 64, 4, 3, rate=0.9),
+    Config(64, 128, 64, 8, 3, rate=0.9),
     Config(64, 64, 64, 4, 4, rate=0.7),
 )
 _FP32_TILES = (Config(64, 64, 32, 4, 3, rate=1.0), Config(32, 64, 32, 4, 3, rate=0.7))
@@ -76,14 +76,20 @@ def tiles(itemsize: int, descriptors: bool) -> tuple[Config, ...]:
 
 
 @lru_cache
-def launch_config(M: int, N: int, itemsize: int, descriptors: bool, gpu: Gpu) -> Config:
-    """The tile whose busiest multiprocessor finishes first: rounds of tiles x area / rate. Pure."""
+def launch_config(
+    M: int, N: int, itemsize: int, descriptors: bool, gpu: Gpu, aligned: bool = True
+) -> Config:
+    """The tile whose busiest multiprocessor finishes first: rounds of tiles x area / rate. Pure.
+
+    Rows that are not `aligned` to 16 bytes take more addresses, too many for the largest tile.
+    """
 
     def cost(c: Config) -> float:
         count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
         return cdiv(count, gpu.sms) * c.block_m * c.block_n / c.rate
 
-    return min(tiles(itemsize, descriptors), key=cost)
+    choice = tiles(itemsize, descriptors)
+    return min(choice if aligned else choice[1:], key=cost)
 
 
 @triton.jit
@@ -199,7 +205,8 @@ def describable(*matrices: Tensor | None) -> bool:
     precision.
     """
     return all(
-        t.element_size() == 2 and t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(0) > 0
+        t.element_size() == 2 and t.data_ptr() % 16 == 0
+        and t.stride(0) % 8 == 0 and t.stride(0) > 0 and t.stride(1) == 1
         for t in matrices
         if t is not None
     )  # fmt: skip
@@ -252,7 +259,8 @@ def launch(
     gpu = gpu or gpu_of(x.device)
     y2 = y.view(M, N)
     descriptors = gpu.bulk_copies and describable(x2, w, y2, r2)
-    c = config or launch_config(M, N, x.element_size(), descriptors, gpu)
+    aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
+    c = config or launch_config(M, N, x.element_size(), descriptors, gpu, aligned)
     act = activation_form(activation, x.dtype)
     count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
     shared = dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, ACTIVATION=act)

@@ -63,6 +63,7 @@ class Compiled:
             f"takes {self.smem_bytes} of {self.smem_limit} bytes of shared memory": self.smem_bytes
             > self.smem_limit,
             "is off the matrix unit": half and self.matrix == "none",
+            "rounds fp32 to TF32": self.dtype == "fp32" and self.matrix != "none",
             f"uses {self.matrix} for a wide tile": wide and self.matrix == "mma.sync",
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
         }
@@ -180,8 +181,13 @@ def run(arch: str, everything: bool = False, only: str = "") -> Iterator[Compile
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        for line in process.stdout:
-            yield Compiled(**json.loads(line))
+        try:
+            for line in process.stdout:
+                yield Compiled(**json.loads(line))
+        except GeneratorExit:
+            # the caller has stopped early
+            process.kill()
+            raise
         if process.wait():
             errors.seek(0)
             raise RuntimeError(f"compiling for {arch} failed:\n{errors.read()}")

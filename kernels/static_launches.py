@@ -83,6 +83,15 @@ def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
     def t(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    for M in (50, 1000, 50000):
+        for residual in (None, t(M, 768)):
+            # rows that are not 16-byte aligned, a K with a tail: pointers on every GPU
+            yield (
+                "linear, odd K",
+                lambda m=M, r=residual: linear.launch(
+                    t(m, 1001), t(768, 1001), t(768).float(), "gelu", None, r, gpu=gpu
+                ),
+            )
     descriptors = gpu.bulk_copies and dtype != torch.float32
     for config in linear.tiles(dtype.itemsize, descriptors):
         for activation in (None, *NAMES):
@@ -96,6 +105,17 @@ def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
                     )
 
 
+def _tails(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
+    """Attention with tails of every width, for every head_dim."""
+    for D in (32, 64, 72, 80, 88, 96, 104, 128):
+        for N in (50, 197, 257, 729, 1370):
+            q, k, v = torch.empty((2, N, 3, 16, D), dtype=dtype, device="meta").unbind(2)
+            yield (
+                f"attention of {N} tokens",
+                lambda q=q, k=k, v=v: attention.launch(q, k, v, 1.0, gpu=gpu),
+            )
+
+
 def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
     """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, or all models,
     tiles and dtypes.
@@ -107,5 +127,5 @@ def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Cal
                 for name, call in _model(shape, batch, dtype, gpu):
                     yield f"{shape.name} batch {batch} {name}", dtype, call
         if everything:
-            for name, call in _tiles(dtype, gpu):
+            for name, call in (*_tiles(dtype, gpu), *_tails(dtype, gpu)):
                 yield name, dtype, call

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    BatchFeature,
     BertConfig,
     BertModel,
     ViTConfig,
@@ -57,9 +58,9 @@ PIXELS = {
     "height": (images(1, 3, 30, 32), ("multiples of the patch, 8", "30 x 32", "resize")),
     "width": (images(1, 3, 32, 33), ("multiples of the patch, 8", "32 x 33")),
     "no pixels": (images(1, 3, 0, 32), ("positive multiples", "0 x 32")),
-    "int64": (images(*F32).long(), ("torch.int64", "torch.float32", "uint8 only")),
-    "int8": (images(*F32).to(torch.int8), ("torch.int8", "uint8 only")),
-    "bool": (images(*F32) > 0, ("torch.bool", "uint8 only")),
+    "int64": (images(*F32).long(), ("torch.int64", "torch.float32", "torch.uint8")),
+    "int8": (images(*F32).to(torch.int8), ("torch.int8", "torch.uint8")),
+    "bool": (images(*F32) > 0, ("torch.bool", "torch.uint8")),
     "float64": (images(*F32).double(), ("torch.float64", "pixels.to(torch.float32)")),
     "bytes": (images(*F32, dtype=torch.uint8), ("uint8", "mean and std", "vit_fast.Normalization")),
     "device": (images(*F32).to("meta"), ("meta", "the model on cpu", "pixels.to('cpu')")),
@@ -201,6 +202,53 @@ def test_nothing_there(tmp_path):
         ViT.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}"])
+def test_a_config_without_a_model(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with refused(ValueError, "config.json", "names no model", "model_type"):
+        ViT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"hidden_act": "bogus"}, ("cannot make a ViTModel", "bogus", "config.json")),
+        ({"num_attention_heads": 0}, ("cannot make a ViTModel", "config.json")),
+        ({"hidden_size": "64"}, ("cannot make a ViTModel", "hidden_size", "config.json")),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, ("quantized", "dequantized")),
+    ],
+    ids=str,
+)
+def test_a_nonsensical_config(folder, change, parts):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | change))
+    with refused(ValueError, *parts):
+        ViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "values", ['{"image_mean": "x", "image_std": [1]}', "{", '{"image_mean": 0, "image_std": 0}']
+)
+def test_nonsensical_processor_values(folder, values):
+    (folder / "preprocessor_config.json").write_text(values)
+    with refused(ValueError, "preprocessor_config.json", "image_mean and image_std"):
+        ViT.from_pretrained(folder)
+
+
+def test_adapters_around_the_model():
+    class PeftModel(torch.nn.Module):
+        def merge_and_unload(self):
+            return self
+
+    with refused(ValueError, "PeftModel holds adapters", "merge_and_unload()"):
+        ViT.from_hf(PeftModel())
+
+
+def test_a_batch_as_a_processor_returns_it(vit):
+    with refused(TypeError, "got BatchFeature", "['pixel_values']"):
+        vit(BatchFeature({"pixel_values": images(*F32)}))
+
+
 def test_a_hub_id_that_cannot_be_reached(tmp_path):
     """Not in the cache, and no network to ask: what a wrong name looks like offline."""
     with refused(
@@ -220,6 +268,13 @@ def test_an_architecture_that_is_not_a_vit(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of the future"}))
     with refused(ValueError, "model_type 'of the future'", "ViTModel"):
         ViT.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_no_file_of_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("some text, no weights")
+    with refused(ValueError, "weights"):
+        ViT.from_pretrained(folder)
 
 
 def test_no_weights(folder):
@@ -289,3 +344,35 @@ def test_a_classifier_without_its_head(tmp_path):
         ValueError, "ViTForImageClassification", "2 missing: classifier.bias, classifier.weight"
     ):
         ViT.from_pretrained(tmp_path)
+
+
+def test_behaviour_that_only_the_module_has():
+    """from_hf reads weights: what else a module does would be left out."""
+    hooked, own, scaled, biased = (hf_model(ViTModel, qkv_bias=i < 3) for i in range(4))
+    hooked.layers[0].register_forward_hook(lambda *args: None)
+    own.layers[1].mlp.forward = lambda x: x
+    scaled.layers[0].attention.scaling = 1.0
+    biased.layers[0].attention.v_proj.bias = torch.nn.Parameter(torch.ones(64))
+    for model, parts in (
+        (hooked, ("layers.0 has forward hooks",)),
+        (own, ("mlp has a forward of its own",)),
+        (scaled, ("layers.0.attention.scaling is 1.0",)),
+        (biased, ("blocks.0.attn.qkv", "all have a bias or none")),
+    ):
+        with refused(ValueError, *parts):
+            ViT.from_hf(model)
+
+
+def test_hooks_of_transformers_itself():
+    """It records hidden states by hooks, which it leaves where they are."""
+    model = hf_model(ViTModel)
+    model(images(*F32), output_hidden_states=True)
+    ViT.from_hf(model)
+
+
+def test_half_a_pooler(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["pooler.dense.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with refused(ValueError, "1 missing: pooler.dense.bias"):
+        ViT.from_pretrained(folder)

@@ -32,8 +32,8 @@ def test_inspect(capsys):
 
 def test_inspect_of_nothing_is_no_success(capsys):
     pytest.importorskip("triton")
-    assert cli.main(["inspect", "--arch", "sm_90", "--only", "no such launch"]) == 1
-    assert "no launch matches" in capsys.readouterr().out
+    assert cli.main(["inspect", "--arch", "sm_90", "--only", "no such launch"]) == 2
+    assert "no launch matches --only 'no such launch'" in capsys.readouterr().err
 
 
 def test_faults_make_the_status(monkeypatch, capsys):

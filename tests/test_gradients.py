@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTForImageClassification
 
 from models import NORM, SPEC, hf_model, images, in_float64, no_gradient
@@ -97,3 +98,31 @@ def test_a_part_that_is_put_in_later_gets_its_gradient(vit, pixels):
     vit.requires_grad_(False)
     vit.head = nn.Linear(64, 3)
     assert vit.features(pixels, tokens=False, logits=True).logits.requires_grad
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_runs_through_pytorch(frozen):
+    """The kernels would drop the tangent without a word."""
+    vit = ViT(SPEC).requires_grad_(not frozen)
+    x, tangent = images(1, 3, 32, 32), images(1, 3, 32, 32, seed=2)
+
+    def derivative(ops):
+        # the one backend of PyTorch's attention that has a forward mode
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(replaced(vit, ops), (x,), (tangent,))[1]
+
+    expected = derivative(torch_ops())
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(derivative(no_gradient()), expected)
+
+
+def replaced(vit: ViT, ops) -> ViT:
+    vit.ops = ops
+    return vit
+
+
+def test_autocast_runs_through_pytorch():
+    vit, x = ViT(SPEC, ops=no_gradient()), images(1, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        y = vit(x)
+        assert torch.equal(y, replaced(vit, torch_ops())(x))

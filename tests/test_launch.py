@@ -89,3 +89,12 @@ def test_a_cpu_tensor_without_the_interpreter():
 def test_devices_must_agree():
     with pytest.raises(ValueError, match="weight is on meta, the first argument on c"):
         launch_linear(torch.ones(2, 8), torch.ones(4, 8, device="meta"))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_forward_mode_derivative_is_an_error_not_zero(name):
+    op, (x, *rest) = SAMPLES[name]
+    if x.dtype == torch.uint8:
+        pytest.skip("bytes have no derivative")
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.jvp(lambda z: op(z, *rest), (x,), (torch.ones_like(x),))

@@ -11,7 +11,7 @@ from torch import Tensor
 from accuracy import assert_as_accurate
 from models import images, needs_triton
 from vit_fast import torch_ops, triton_ops
-from vit_fast.ops import choose_ops
+from vit_fast.ops import choose_ops, not_for_kernels
 from vit_fast.spec import ACTIVATIONS
 
 OPS = torch_ops()
@@ -110,3 +110,9 @@ def test_one_operation_of_the_kernels_among_those_of_pytorch():
     mixed = replace(triton_ops(), attention=OPS.attention)
     assert not mixed.differentiable
     assert (mixed.attention, mixed.linear) == (OPS.attention, triton_ops().linear)
+
+
+def test_models_that_the_kernels_do_not_take():
+    assert not_for_kernels(torch.bfloat16, 128) == ""
+    assert "torch.float64" in not_for_kernels(torch.float64, 64)
+    assert "160" in not_for_kernels(torch.float32, 160)

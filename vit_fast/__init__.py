@@ -1,4 +1,4 @@
-"""vit-fast: the fastest way to run a Vision Transformer encoder.
+"""vit-fast: Vision Transformer encoders on Triton kernels, with Hugging Face weights.
 
 from vit_fast import ViT
 

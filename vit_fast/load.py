@@ -9,6 +9,7 @@ import pickle
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
@@ -42,10 +43,29 @@ def load(
     # a config that names no architecture is that of the family's bare encoder
     name = names[0] if names else next(iter(classes), f"model_type {fields.get('model_type')!r}")
     if name not in classes:
-        raise ValueError(f"{source!r} is a {name}, which is not supported: expected a {SUPPORTED}")
+        # a model with another head may hold an encoder that transformers can load alone
+        hint = (
+            f"; its encoder: ViT.from_hf({next(iter(classes))}.from_pretrained(...))"
+            if classes
+            else ""
+        )
+        raise ValueError(
+            f"{source!r} is a {name}, which is not supported: expected a {SUPPORTED}{hint}"
+        )
+    if "quantization_config" in fields:
+        raise ValueError(
+            f"{source!r} is quantized, which is not supported: save a dequantized copy of it"
+        )
     model = _weights(classes[name], source, dtype, hub)
-    values = get_image_processor_config(source, **hub)
-    return model.eval(), normalization_of(values, model.config.num_channels)
+    try:
+        values = get_image_processor_config(source, **hub)
+        normalization = normalization_of(values, model.config.num_channels)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot use the preprocessor_config.json of {source!r} ({_first_line(error)}): "
+            "expected JSON with rescale_factor, image_mean and image_std as numbers"
+        ) from error
+    return model.eval(), normalization
 
 
 def normalization_of(processor: dict[str, Any], channels: int) -> Normalization | None:
@@ -77,10 +97,16 @@ def _config(source: str, hub: dict[str, Any]) -> dict[str, Any]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except OSError as error:
+        expected = (
+            "a config.json as save_pretrained writes it"
+            if os.path.isdir(source)
+            else "a folder, or a hub id that exists, a network to reach it, and a token if it is gated"
+        )
         raise OSError(
-            f"cannot read the config of {source!r} ({_first_line(error)}): expected a folder, or a hub id that exists, "
-            "a network to reach it, and a token if it is gated"
+            f"cannot read the config of {source!r} ({_first_line(error)}): expected {expected}"
         ) from error
+    if not isinstance(fields, dict) or not ("model_type" in fields or "architectures" in fields):
+        raise ValueError(f"the config.json of {source!r} names no model: expected a model_type")
     return fields
 
 
@@ -105,8 +131,14 @@ def _weights(
             f"cannot read the weights of {source!r} ({_first_line(error)}): "
             "expected a model.safetensors or pytorch_model.bin that fits the config"
         ) from error
+    except (ArithmeticError, LookupError, StrictDataclassError, TypeError, ValueError) as error:
+        # what transformers and torch.load say of a nonsensical config or file
+        raise ValueError(
+            f"cannot make a {cls.__name__} of {source!r} ({type(error).__name__}: {_first_line(error)}): "
+            "check its config.json, and that its weights are a safetensors or PyTorch file"
+        ) from error
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
+    if missing == {"pooler.dense.weight", "pooler.dense.bias"}:
         # saved without a pooler: transformers would compute with a random one
         model.pooler, missing = None, set()
     unexpected.discard("embeddings.mask_token")  # of masked pre-training, unused in the encoder

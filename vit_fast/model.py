@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from vit_fast import weights
 from vit_fast.ops import Ops, choose_ops, torch_ops
@@ -189,9 +190,10 @@ class ViT(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             with torch.device("meta"):
                 vit = cls(spec, normalization)
-            copies = {name: torch.cat(parts) for name, parts in sources.items()}
+            copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
             vit.load_state_dict(copies, assign=True)
-        return vit.eval()
+        frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
+        return vit.eval().requires_grad_(not frozen)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -276,8 +278,13 @@ class ViT(nn.Module):
     def _ops_for(self, pixels: Tensor) -> Ops:
         """The table for this call: PyTorch's if a gradient is wanted that the chosen one has not."""
         check_pixels(pixels, self.spec, self.dtype, self.device, self.normalization)
-        ops = self.ops or choose_ops(pixels.device)[0]
-        if ops.differentiable or not torch.is_grad_enabled():
+        ops = self.ops or choose_ops(pixels.device, self.dtype, self.spec.head_dim)[0]
+        if ops.differentiable:
+            return ops
+        # autocast chooses dtypes operation by operation, forward-mode AD carries tangents: PyTorch's own do
+        if torch.is_autocast_enabled(pixels.device.type) or forward_ad._current_level >= 0:
+            return torch_ops()
+        if not torch.is_grad_enabled():
             return ops
         if torch.compiler.is_compiling():
             wanted = any(p.requires_grad for p in self.parameters())

@@ -105,20 +105,41 @@ def torch_ops() -> Ops:
     return _TORCH
 
 
+# made once; a list, because torch.compile warns of functools caches
+_TRITON: list[Ops] = []
+
+
 def triton_ops() -> Ops:
     """The kernels: CUDA, or CPU tensors in Triton's interpreter. ImportError without triton."""
+    if _TRITON:
+        return _TRITON[0]
     from vit_fast.kernels.attention import attention
     from vit_fast.kernels.layer_norm import layer_norm
     from vit_fast.kernels.linear import linear
     from vit_fast.kernels.patch_embed import patch_embed
 
-    return Ops("triton", patch_embed, layer_norm, linear, attention, differentiable=False)
+    ops = Ops("triton", patch_embed, layer_norm, linear, attention, differentiable=False)
+    _TRITON.append(ops)
+    return ops
 
 
-def choose_ops(device: torch.device) -> tuple[Ops, str]:
-    """The table for tensors on `device`, and why it is that one."""
+def choose_ops(
+    device: torch.device, dtype: torch.dtype = torch.float32, head_dim: int = 64
+) -> tuple[Ops, str]:
+    """The table for a model on `device`, and why it is that one."""
     runs, why = _runs_triton(device)
+    if runs and (refusal := not_for_kernels(dtype, head_dim)):
+        runs, why = False, refusal
     return triton_ops() if runs else torch_ops(), why
+
+
+def not_for_kernels(dtype: torch.dtype, head_dim: int) -> str:
+    """Why the kernels do not take such a model, or ""."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels are for fp32, fp16 and bf16, the model is {dtype}"
+    if head_dim > 128:
+        return f"the kernels are for head_dim up to 128, the model has {head_dim}"
+    return ""
 
 
 @torch.compiler.assume_constant_result

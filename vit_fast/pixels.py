@@ -1,5 +1,7 @@
 """Which pixels a ViT takes; the rest gets one line that says what was given, what was expected, what to do."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,23 @@ def check_pixels(
 ) -> None:
     """pixels [B, C, H, W], or a TypeError or ValueError."""
     if not isinstance(pixels, Tensor):
-        raise TypeError(
-            f"pixels must be a torch.Tensor [B, C, H, W], got {type(pixels).__name__}: "
-            "an image processor with return_tensors='pt' makes one"
+        # a BatchFeature is what a processor returns
+        hint = (
+            "pass its ['pixel_values']" if isinstance(pixels, Mapping) else "use an image processor"
         )
+        raise TypeError(
+            f"pixels must be a torch.Tensor [B, C, H, W], got {type(pixels).__name__}: {hint}"
+        )
+    if device.type == "meta":
+        raise ValueError("the model is on the meta device and has no weights: load it first")
     shape, p = tuple(pixels.shape), spec.patch
     if len(shape) != 4:
-        hint = ": add a batch axis with pixels[None]" if len(shape) == 3 else ""
+        if len(shape) == 3 and shape[0] != spec.channels == shape[2]:
+            hint = (
+                ": put the channels first and add a batch axis with pixels.permute(2, 0, 1)[None]"
+            )
+        else:
+            hint = ": add a batch axis with pixels[None]" if len(shape) == 3 else ""
         raise ValueError(f"pixels must have 4 axes [B, C, H, W], got shape {shape}{hint}")
     if shape[1] != spec.channels:
         channels_last = shape[3] == spec.channels
@@ -43,7 +55,7 @@ def check_pixels(
         if norm is None:
             raise ValueError(
                 "uint8 pixels need the processor's rescale, mean and std, and this model has none: "
-                "set model.normalization = vit_fast.Normalization(...), or pass normalized float pixels"
+                "set model.normalization = vit_fast.Normalization(rescale, mean, std), or pass normalized float pixels"
             )
         if len(norm.mean) != spec.channels:
             raise ValueError(
@@ -52,7 +64,9 @@ def check_pixels(
             )
     elif pixels.dtype != dtype:
         floating = pixels.is_floating_point()
-        hint = f"pass pixels.to({dtype})" if floating else "whole numbers are taken as uint8 only"
+        hint = (
+            f"pass pixels.to({dtype})" if floating else "pass bytes, 0 to 255, as .to(torch.uint8)"
+        )
         raise ValueError(
             f"pixels are {pixels.dtype}, the model takes {dtype} or torch.uint8: {hint}"
         )

@@ -28,6 +28,9 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        # hashable, also where lists were given
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         if len(self.mean) != len(self.std):
             raise ValueError(f"Normalization: {len(self.mean)} means for {len(self.std)} stds")
         if 0 in self.std:
@@ -75,6 +78,8 @@ class _Kept:
 
     def __init__(self, sources: Sequence[Tensor], result: Tensor) -> None:
         self.sources = [(weakref.ref(t), _state(t)) for t in sources]
+        # held, so that new memory cannot come to lie at the same address
+        self.storages = [t.untyped_storage() for t in sources]
         self.result = result
 
     def is_of(self, sources: Sequence[Tensor]) -> bool:

@@ -33,6 +33,8 @@ def bind(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]
     family = next((family for family in FAMILIES if type(model) in family.MODELS), None)
     if family is None:
         name = type(model).__name__
+        if hasattr(model, "merge_and_unload"):
+            raise ValueError(f"{name} holds adapters: pass what its merge_and_unload() returns")
         raise ValueError(
             f"{name} is not a supported encoder: pass exactly one of transformers' {SUPPORTED}"
         )

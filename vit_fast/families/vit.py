@@ -82,6 +82,8 @@ def sources(model: PreTrainedModel) -> dict[str, tuple[Tensor, ...]]:
 
     def add(name: str, *modules: nn.Module) -> None:
         found[f"{name}.weight"] = tuple(m.weight for m in modules)
+        if len({m.bias is None for m in modules}) > 1:
+            raise ValueError(f"{name}: q, k and v must all have a bias or none, some have one here")
         if modules[0].bias is not None:
             found[f"{name}.bias"] = tuple(m.bias for m in modules)
 
@@ -91,6 +93,10 @@ def sources(model: PreTrainedModel) -> dict[str, tuple[Tensor, ...]]:
         _exactly(layer, f"layers.{i}", modeling_vit.ViTLayer)
         attention = _child(layer, "attention", modeling_vit.ViTAttention)
         mlp = _child(layer, "mlp", modeling_vit.ViTMLP)
+        if attention.scaling != attention.head_dim**-0.5:
+            raise ValueError(
+                f"layers.{i}.attention.scaling is {attention.scaling}, not 1 / sqrt(head_dim)"
+            )
         _child(mlp, "activation_fn", activation)
         add(f"blocks.{i}.norm1", _child(layer, "layernorm_before", nn.LayerNorm))
         add(f"blocks.{i}.attn.qkv", *(_child(attention, f"{x}_proj", nn.Linear) for x in "qkv"))
@@ -136,6 +142,14 @@ def _exactly(module: nn.Module, name: str, expected: type) -> nn.Module:
             f"{name} is {type(module).__module__}.{type(module).__name__}, expected exactly {expected.__name__}: "
             "merge adapters into the weights, or undo the quantization, first"
         )
+    if "forward" in vars(module):
+        raise ValueError(
+            f"{name} has a forward of its own, which would be left out: remove it first"
+        )
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # transformers puts hooks of its own on layers to record their outputs
+    if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
+        raise ValueError(f"{name} has forward hooks, which would be left out: remove them first")
     return module
 
 
