@@ -125,7 +125,8 @@ def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Cal
         for shape in MAIN + MORE if everything else MAIN:
             for batch in (64, 1):
                 for name, call in _model(shape, batch, dtype, gpu):
-                    yield f"{shape.name} batch {batch} {name}", dtype, call
+                    suffix = "" if dtype == torch.bfloat16 else f" in {str(dtype)[6:]}"
+                    yield f"{shape.name} batch {batch} {name}{suffix}", dtype, call
         if everything:
             for name, call in (*_tiles(dtype, gpu), *_tails(dtype, gpu)):
                 yield name, dtype, call

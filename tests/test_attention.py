@@ -163,3 +163,9 @@ def test_head_parts(D, parts):
 )  # fmt: skip
 def test_key_chunks(N, chunks):
     assert key_chunks(N) == chunks
+
+
+def test_an_image_beyond_32_bit_offsets_is_refused():
+    q = torch.empty_strided((1, 5, 1, 64), (1, 2**29, 64, 1), dtype=torch.float16, device="meta")
+    with pytest.raises(ValueError, match="spans over 2.31 values"):
+        launch(q, q, q, 1.0, gpu=KNOWN["sm_90"])

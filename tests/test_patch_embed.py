@@ -136,3 +136,9 @@ def test_wrong_arguments(change, words):
     with pytest.raises(ValueError) as error:
         patch_embed(**arguments)
     assert words in str(error.value)
+
+
+def test_an_image_beyond_32_bit_offsets_is_refused():
+    x = torch.empty_strided((1, 3, 16, 16), (1, 2**30, 16, 1), dtype=torch.uint8, device="meta")
+    with pytest.raises(ValueError, match="spans over 2.31 values"):
+        launch(x, torch.empty(8, 768, device="meta"), None, None, None, 16, gpu=target("sm_90"))

@@ -45,6 +45,14 @@ def test_everything(arch):
     assert not bad
 
 
+@pytest.mark.parametrize("launch", ["qkv", "attention", "patch_embed float32"])
+def test_fp32_stays_off_the_matrix_unit(launch):
+    """Which would round its operands to TF32: the interpreter does not, and cannot tell."""
+    found, bad = faults("sm_90", everything=True, only=f"B/32-224 batch 1 {launch} in float32")
+    assert [c.dtype for c in found] == ["fp32"]
+    assert not bad
+
+
 GOOD = static_check.Compiled(
     "sm_90", "3.9.0", "fc1", "_linear_descriptor_kernel", "BLOCK_M=128 BLOCK_N=128", "bf16",
     128, 0, 115 << 10, 227 << 10, "wgmma", 8, "",
@@ -57,6 +65,7 @@ GOOD = static_check.Compiled(
         ({"spill_bytes": 8}, "spills 8 bytes"),
         ({"smem_bytes": 228 << 10}, "of shared memory"),
         ({"matrix": "none"}, "off the matrix unit"),
+        ({"dtype": "fp32"}, "rounds fp32 to TF32"),
         ({"matrix": "mma.sync"}, "mma.sync for a wide tile"),
         ({"serialised": "(C7515)"}, "serialised wgmma: (C7515)"),
     ],
