@@ -140,8 +140,10 @@ def launch(
     grid = (cdiv(Nq, c.block_m) * B * H,)
     strides = [t.stride(i) for i in (0, 1, 2) for t in (q, k, v)]
     args = (q, k, v, o, Nq, N, H, scale * _LOG2_E, *strides)
-    # every register that there is: left to itself ptxas for sm_100 aims lower, and spills
-    options = dict(num_warps=c.num_warps, num_stages=c.num_stages, maxnreg=255, **COMPILE_OPTIONS)
+    options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)
+    if gpu.bulk_copies and q.element_size() == 2:
+        # every register that there is: left to itself ptxas for sm_100 aims lower, and spills
+        options["maxnreg"] = 255
     if c.chunks[0]:
         C0, C1, C2 = c.chunks
         one_pass_kernel[grid](*args, D=D, BLOCK_M=c.block_m, C0=C0, C1=C1, C2=C2, **options)

@@ -190,6 +190,12 @@ def test_arguments(folder):
         ViT.from_pretrained(folder, torch_dtype=torch.float32)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(folder):
+    with refused(ValueError, "device is 'cuda'", "no CUDA GPU", "device='cpu'"):
+        ViT.from_pretrained(folder, device="cuda")
+
+
 def test_nothing_there(tmp_path):
     with refused(OSError, "no config.json", "save_pretrained"):
         ViT.from_pretrained(tmp_path)

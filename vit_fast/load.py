@@ -21,9 +21,12 @@ HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_do
 
 
 def load(
-    source: str | os.PathLike[str], dtype: torch.dtype | None, hub: dict[str, Any]
+    source: str | os.PathLike[str],
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    hub: dict[str, Any],
 ) -> tuple[PreTrainedModel, Normalization | None]:
-    """The model in eval mode on the CPU, in `dtype` (None: the checkpoint's), and its processor's values.
+    """The model in eval mode on `device`, in `dtype` (None: the checkpoint's), and its processor's values.
 
     OSError: nothing to load there. ValueError: not an encoder that vit_fast runs, or not all of its weights.
     """
@@ -31,6 +34,8 @@ def load(
         raise ValueError(
             f"dtype must be one of {', '.join(map(str, DTYPES))} or None, got {dtype!r}"
         )
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r} and PyTorch sees no CUDA GPU: pass device='cpu'")
     if unknown := set(hub) - set(HUB_ARGUMENTS):
         raise TypeError(
             f"unknown argument {', '.join(sorted(unknown))}: expected some of {', '.join(HUB_ARGUMENTS)}"
@@ -65,7 +70,7 @@ def load(
             f"cannot use the preprocessor_config.json of {source!r} ({_first_line(error)}): "
             "expected JSON with rescale_factor, image_mean and image_std as numbers"
         ) from error
-    return model.eval(), normalization
+    return model.eval().to(device), normalization
 
 
 def normalization_of(processor: dict[str, Any], channels: int) -> Normalization | None:

@@ -177,8 +177,8 @@ class ViT(nn.Module):
         """
         from vit_fast.load import load
 
-        hf_model, normalization = load(model, dtype=dtype, hub=hub)
-        return cls.from_hf(hf_model.to(device), normalization)
+        hf_model, normalization = load(model, dtype=dtype, device=device, hub=hub)
+        return cls.from_hf(hf_model, normalization)
 
     @classmethod
     def from_hf(cls, model: "PreTrainedModel", normalization: Normalization | None = None) -> "ViT":
