@@ -86,7 +86,7 @@ def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
         # IEEE fp32 has no matrix unit: a product keeps its operands in registers, so it is narrow
         if lanes <= 96:
             return Config(16, _FLASH, 16, 4, 2, widest=32)
-        return Config(32, _FLASH, 32, 8, 1, widest=64)
+        return Config(16, _FLASH, 32, 8, 1, widest=64)
     block_m = 16 if Nq <= 16 else 64
     chunks = key_chunks(N)
     # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
