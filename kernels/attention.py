@@ -26,8 +26,9 @@ import triton
 from torch import Tensor
 
 from .attention_kernels import flash_kernel, one_pass_kernel
-from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
+from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
+from .operators import check_tensor, refuse
 from .tuning import Gpu, cdiv, gpu_of
 
 MAX_HEAD_DIM = 128

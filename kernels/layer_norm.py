@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
+from .launch import COMPILE_OPTIONS, operator
+from .operators import check_tensor, refuse, rows
 from .tuning import cdiv
 
 MAX_WIDTH = 16384

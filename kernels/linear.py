@@ -22,7 +22,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import activation_form, activation_ref
-from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse, rows
+from .launch import COMPILE_OPTIONS, operator
+from .operators import check_tensor, refuse, rows
 from .tuning import Gpu, cdiv, gpu_of
 
 

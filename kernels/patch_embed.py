@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import COMPILE_OPTIONS, check_tensor, operator, refuse
+from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
+from .operators import check_tensor, refuse
 from .tuning import Gpu, cdiv, gpu_of
 
 UINT8_CENTRE = 128

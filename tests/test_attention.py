@@ -80,6 +80,8 @@ def compare(call, q, k, v, baseline=TORCH):
 @pytest.mark.parametrize("tokens, head_dim, queries, batch_heads, kind, layout, arch, dtype", CASES)
 def test_against_float64(tokens, head_dim, queries, batch_heads, kind, layout, arch, dtype):
     B, H = batch_heads
+    # of one row's few values the largest error is luck
+    B *= 8 if queries == "class token" else 1
     q, k, v = qkv(layout, kind, B, tokens, H, head_dim, dtype)
     q = q[:, :1] if queries == "class token" else q
     # PyTorch's attention on a CPU does not round the exponentials, and 1000 v shows it where a sum cancels

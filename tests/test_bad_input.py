@@ -362,7 +362,7 @@ def test_behaviour_that_only_the_module_has():
     for model, parts in (
         (hooked, ("layers.0 has forward hooks",)),
         (own, ("mlp has a forward of its own",)),
-        (scaled, ("layers.0.attention.scaling is 1.0",)),
+        (scaled, ("layers.0.attention has scaling 1.0",)),
         (biased, ("blocks.0.attn.qkv", "all have a bias or none")),
     ):
         with refused(ValueError, *parts):

@@ -1,122 +1,32 @@
 """ViT: the runtime of a Vision Transformer encoder, an nn.Module with timm's parameter names.
 
-Parameters are held here, the arithmetic is in ops.py, what is derived from parameters in weights.py.
-There is no dropout: train() changes nothing.
+Its layers are in layers.py, the arithmetic in ops.py, what is derived from parameters in weights.py. There is no
+dropout: train() changes nothing. A drop-in runs one that reads the live parameters of a transformers model
+(ViT.reading).
 """
 
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from vit_fast import weights
+from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed
 from vit_fast.ops import Ops, choose_ops, torch_ops
 from vit_fast.pixels import check_pixels
+from vit_fast.runtime import context_forbids, gradient_wanted
 from vit_fast.spec import ViTSpec
-from vit_fast.weights import Derived, GradWatch, Normalization
+from vit_fast.watch import Watch
+from vit_fast.weights import Derived, Normalization
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from transformers import PreTrainedModel
-
-
-class Linear(nn.Module):
-    """x [..., K] -> [..., N] through ops.linear.
-
-    Not an nn.Linear: an adapter put around one would be added behind the fused epilogue.
-    """
-
-    def __init__(self, dim_in: int, dim_out: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(dim_out, dim_in))
-        self.bias = nn.Parameter(torch.zeros(dim_out)) if bias else None
-
-    def forward(self, x: Tensor, ops: Ops, out: slice | None = None, **epilogue: Any) -> Tensor:
-        """`out`: the output features to compute, None for all."""
-        weight, bias = self.weight, self.bias
-        if out is not None:
-            weight, bias = weight[out], None if bias is None else bias[out]
-        return ops.linear(x, weight, bias, **epilogue)
-
-
-class LayerNorm(nn.Module):
-    """x [..., D] -> [..., D] through ops.layer_norm."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor, ops: Ops) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class Attention(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.heads, self.head_dim = spec.heads, spec.head_dim
-        self.qkv = Linear(spec.dim, 3 * spec.inner_dim, spec.qkv_bias)
-        self.proj = Linear(spec.inner_dim, spec.dim)
-
-    def forward(self, x: Tensor, ops: Ops, residual: Tensor) -> Tensor:
-        """x [B, N, D], residual [B, Nq, D] -> [B, Nq, D]: the first Nq tokens attend to all N."""
-        B, N, _ = x.shape
-        Nq, H, Dh = residual.shape[1], self.heads, self.head_dim
-        if Nq == N:
-            q, k, v = self.qkv(x, ops).view(B, N, 3, H, Dh).unbind(2)
-        else:
-            q = self.qkv(x[:, :Nq], ops, out=slice(0, H * Dh)).view(B, Nq, H, Dh)
-            k, v = self.qkv(x, ops, out=slice(H * Dh, None)).view(B, N, 2, H, Dh).unbind(2)
-        return self.proj(ops.attention(q, k, v, Dh**-0.5), ops, residual=residual)
-
-
-class Mlp(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.activation = spec.activation
-        self.fc1 = Linear(spec.dim, spec.mlp_dim)
-        self.fc2 = Linear(spec.mlp_dim, spec.dim)
-
-    def forward(self, x: Tensor, ops: Ops, residual: Tensor) -> Tensor:
-        """x, residual [B, N, D] -> [B, N, D]"""
-        return self.fc2(self.fc1(x, ops, activation=self.activation), ops, residual=residual)
-
-
-class Block(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(spec.dim, spec.eps)
-        self.attn = Attention(spec)
-        self.norm2 = LayerNorm(spec.dim, spec.eps)
-        self.mlp = Mlp(spec)
-
-    def forward(self, x: Tensor, ops: Ops, rows: int | None = None) -> Tensor:
-        """x [B, N, D] -> [B, N, D], or [B, rows, D]: the first tokens alone, as in the whole."""
-        residual = x if rows is None else x[:, :rows]
-        x = self.attn(self.norm1(x, ops), ops, residual)
-        return self.mlp(self.norm2(x, ops), ops, x)
-
-
-class PatchProjection(nn.Module):
-    """weight [D, C, p, p] and bias [D], which ViT.embed gives to ops.patch_embed."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        D, C, p = spec.dim, spec.channels, spec.patch
-        self.weight = nn.Parameter(0.02 * torch.randn(D, C, p, p))
-        self.bias = nn.Parameter(torch.zeros(spec.dim))
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.proj = PatchProjection(spec)
 
 
 @dataclass(frozen=True)
@@ -139,8 +49,8 @@ class ViT(nn.Module):
 
     Any strides, any H and W that the patch divides: positions are interpolated as transformers does.
     Float pixels are normalized already and have the model's dtype; uint8 pixels are normalized here,
-    by `normalization`. `ops` None: the kernels on a GPU that runs them, else PyTorch; and always
-    PyTorch while a gradient is wanted.
+    by `normalization`. `ops` None: what choose_ops gives for the device and the dtype; and always
+    PyTorch's own while a gradient is wanted.
     """
 
     def __init__(
@@ -158,7 +68,7 @@ class ViT(nn.Module):
         self.pooler = nn.Linear(spec.dim, spec.pooler_dim) if spec.pooler_dim else None
         self.head = nn.Linear(spec.dim, spec.num_labels) if spec.num_labels else None
         self._derived = Derived()
-        self._grad_watch = GradWatch()
+        self._watch: Watch | None = None
         self._warned = False
 
     @classmethod
@@ -195,6 +105,34 @@ class ViT(nn.Module):
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
 
+    @classmethod
+    def reading(cls, spec: ViTSpec, sources: Mapping[str, Sequence[Tensor]]) -> "ViT":
+        """A ViT whose parameters are live tensors of another module: timm's name -> those that make it up."""
+        with torch.device("meta"):
+            vit = cls(spec)
+        vit.read(sources)
+        return vit.eval()
+
+    def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
+        """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0."""
+        for name, parts in sources.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.get_submodule(path)
+            if isinstance(module, Linear):
+                module.read(leaf, parts)
+            else:
+                setattr(module, leaf, parts[0])
+
+    def derived_nbytes(self) -> int:
+        """Bytes held beside the parameters: what was packed, folded, summed or resized."""
+        return sum(m._derived.nbytes() for m in self.modules() if hasattr(m, "_derived"))
+
+    def refresh(self) -> None:
+        """Forgets what was derived from the parameters."""
+        for m in self.modules():
+            if hasattr(m, "_derived"):
+                m._derived.clear()
+
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embed.proj.weight.dtype
@@ -205,11 +143,28 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B, C, H, W] -> [B, N, D]"""
-        ops = self._ops_for(pixels)
+        return self.encode(pixels, self._ops_for(pixels))[0]
+
+    def encode(
+        self,
+        pixels: Tensor,
+        ops: Ops,
+        rows: int | None = None,
+        keep: Collection[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """pixels [B, C, H, W] -> tokens after the final norm, [B, N, D], or the first `rows` of them alone.
+
+        With them the hidden states named in `keep`, each [B, N, D]: 0 the embeddings, i what block i made of them.
+        The last block computes no other row than those asked for. Nothing is checked here.
+        """
         x = self.embed(pixels, ops)
-        for block in self.blocks:
-            x = block(x, ops)
-        return self.norm(x, ops)
+        kept = {0: x} if 0 in keep else {}
+        for i, block in enumerate(self.blocks, start=1):
+            last = i == len(self.blocks)
+            x = block(x, ops, rows=rows if last and i not in keep else None)
+            if i in keep:
+                kept[i] = x
+        return self.norm(x if rows is None else x[:, :rows], ops), kept
 
     def features(
         self,
@@ -228,21 +183,14 @@ class ViT(nn.Module):
             raise ValueError("logits: this model has no head, load a ViTForImageClassification")
         if not (tokens or pooled or hidden_states or logits):
             raise ValueError("nothing asked for: set tokens, pooled, hidden_states or logits")
-        ops = self._ops_for(pixels)
-        states = [self.embed(pixels, ops)]
-        for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
-            x = block(states[-1], ops, rows=1 if last and not (tokens or hidden_states) else None)
-            states = [*states, x] if hidden_states else [x]
-        y = cls = None
-        if tokens or pooled or logits:
-            y = self.norm(states[-1] if tokens else states[-1][:, :1], ops)
-            cls = y[:, 0]
+        rows = None if tokens else int(pooled or logits)
+        keep = range(self.spec.depth + 1) if hidden_states else ()
+        y, kept = self.encode(pixels, self._ops_for(pixels), rows, keep)
         return Features(
             tokens=y if tokens else None,
-            pooled=self._pool(cls) if pooled else None,
-            hidden_states=tuple(states) if hidden_states else None,
-            logits=self.head(cls) if logits else None,
+            pooled=self._pool(y[:, 0]) if pooled else None,
+            hidden_states=tuple(kept.values()) if hidden_states else None,
+            logits=self.head(y[:, 0]) if logits else None,
         )
 
     def embed(self, pixels: Tensor, ops: Ops) -> Tensor:
@@ -281,17 +229,18 @@ class ViT(nn.Module):
         ops = self.ops or choose_ops(pixels.device, self.dtype, self.spec.head_dim)[0]
         if ops.differentiable:
             return ops
-        # autocast chooses dtypes operation by operation, forward-mode AD carries tangents: PyTorch's own do
-        if torch.is_autocast_enabled(pixels.device.type) or forward_ad._current_level >= 0:
+        if context_forbids(pixels.device):
             return torch_ops()
-        if not torch.is_grad_enabled():
-            return ops
         if torch.compiler.is_compiling():
-            wanted = any(p.requires_grad for p in self.parameters())
-        else:
-            wanted = self._grad_watch.wanted(self)
-        if not (wanted or pixels.requires_grad):
+            if not gradient_wanted(pixels, self.parameters()):
+                return ops
+        elif not torch.is_grad_enabled():
             return ops
+        else:
+            if self._watch is None or not self._watch.unchanged():
+                self._watch = Watch(self.modules())
+            if not (pixels.requires_grad or self._watch.wants_gradient()):
+                return ops
         if not (self._warned or self.training or torch.compiler.is_compiling()):
             self._warned = True
             warnings.warn(

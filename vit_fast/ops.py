@@ -1,6 +1,7 @@
 """Ops: the operations of a Vision Transformer as one value per backend.
 
-`torch_ops()` is the definition in plain PyTorch, `triton_ops()` the kernels, and a mixture of the two is one replace():
+`torch_ops()` is the definition in plain PyTorch, `cpu_ops()` the fast table of a CPU, `triton_ops()` the kernels,
+and a mixture is one replace():
 
     ops = dataclasses.replace(triton_ops(), attention=torch_ops().attention)
 """
@@ -19,7 +20,8 @@ from torch import Tensor
 class Ops:
     """What a ViT is computed with. Results are new tensors in x.dtype; sums are in fp32.
 
-    patch_embed(pixels, weight, bias, prefix, pos, patch) -> [B, R + P, D], P patches in row order behind R prefix rows.
+    patch_embed(pixels, weight, bias, prefix, pos, patch) -> [B, R + P, D], P patches in row order behind R prefix
+    rows.
         pixels [B, C, H, W], any strides, in weight.dtype; or uint8, and then pixels - 128 is what is multiplied.
         weight [D, C * patch * patch], bias [D] or None (may be fp32), prefix [R, D] or None: finished rows,
         pos [P, D] or None: added to the patches.
@@ -27,6 +29,7 @@ class Ops:
     linear(x [..., K], weight [N, K], bias=None, activation=None, scale=None, residual=None) -> [..., N],
         residual + scale * activation(x @ weight^T + bias) with the activations of spec.ACTIVATIONS, scale [N].
     attention(q [B, Nq, H, Dh], k, v [B, N, H, Dh], scale) -> [B, Nq, H * Dh], softmax(scale * q @ k^T) @ v.
+    pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with. None: nothing to gain.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Ops:
     linear: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     differentiable: bool  # autograd works through every operation
+    pack: Callable[[Tensor], Tensor] | None = None
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -56,6 +60,7 @@ def _patch_embed(
     prefix: Tensor | None,
     pos: Tensor | None,
     patch: int,
+    linear: Callable[..., Tensor] = F.linear,
 ) -> Tensor:
     B, C, H, W = pixels.shape
     rows, columns = H // patch, W // patch
@@ -63,7 +68,7 @@ def _patch_embed(
         pixels = (pixels.to(torch.int16) - 128).to(weight.dtype)
     x = pixels.reshape(B, C, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     # a GEMM: PyTorch's convolution takes 1.4 times as long on a CPU
-    x = F.linear(x.reshape(B, rows * columns, C * patch * patch), weight)
+    x = linear(x.reshape(B, rows * columns, C * patch * patch), weight)
     for term in (bias, pos):
         if term is not None:
             x = x + term
@@ -105,8 +110,21 @@ def torch_ops() -> Ops:
     return _TORCH
 
 
-# made once; a list, because torch.compile warns of functools caches
+# made once; lists, because torch.compile warns of functools caches
+_CPU: list[Ops] = []
 _TRITON: list[Ops] = []
+
+
+def cpu_ops() -> Ops:
+    """torch_ops() with oneDNN's linear layers: CPU tensors in fp32 and bf16. See choose_ops for where it pays."""
+    if _CPU:
+        return _CPU[0]
+    from vit_fast.onednn import onednn_linear, pack
+
+    patch_embed = functools.partial(_patch_embed, linear=onednn_linear)
+    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, _attention, False, pack)
+    _CPU.append(ops)
+    return ops
 
 
 def triton_ops() -> Ops:
@@ -123,10 +141,21 @@ def triton_ops() -> Ops:
     return ops
 
 
+CPU = ("auto", "plain")
+
+
 def choose_ops(
-    device: torch.device, dtype: torch.dtype = torch.float32, head_dim: int = 64
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 64,
+    cpu: str = "auto",
 ) -> tuple[Ops, str]:
-    """The table for a model on `device`, and why it is that one."""
+    """The table for a model on `device`, and why it is that one. `cpu` "plain": PyTorch's own operations on a CPU."""
+    if device.type == "cpu":
+        if cpu == "plain":
+            return torch_ops(), "plain PyTorch was asked for, cpu='plain'"
+        why = _why_not_onednn(dtype)
+        return (torch_ops(), why) if why else (cpu_ops(), "oneDNN linear layers on packed weights")
     runs, why = _runs_triton(device)
     if runs and (refusal := not_for_kernels(dtype, head_dim)):
         runs, why = False, refusal
@@ -140,6 +169,13 @@ def not_for_kernels(dtype: torch.dtype, head_dim: int) -> str:
     if head_dim > 128:
         return f"the kernels are for head_dim up to 128, the model has {head_dim}"
     return ""
+
+
+@torch.compiler.assume_constant_result
+def _why_not_onednn(dtype: torch.dtype) -> str:
+    from vit_fast.onednn import why_not
+
+    return why_not(dtype)
 
 
 @torch.compiler.assume_constant_result

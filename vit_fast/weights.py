@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 SIZES = 8
 
@@ -137,36 +137,6 @@ class Derived:
             self._kept.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Derived":
-        return type(self)()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return type(self), ()
-
-
-class GradWatch:
-    """Whether a parameter of a model requires a gradient, in a fraction of a walk over parameters()."""
-
-    def __init__(self) -> None:
-        self._children: list[tuple[dict[str, nn.Module | None], list[nn.Module | None]]] = []
-        self._parameters: list[dict[str, nn.Parameter | None]] = []
-
-    def wanted(self, model: nn.Module) -> bool:
-        for live, known in self._children:
-            # a module was put in another's place
-            if [*live.values()] != known:
-                self._children = []
-                break
-        if not self._children:
-            modules = list(model.modules())
-            self._parameters = [m._parameters for m in modules]
-            self._children = [(m._modules, [*m._modules.values()]) for m in modules if m._modules]
-        for parameters in self._parameters:
-            for p in parameters.values():
-                if p is not None and p.requires_grad:
-                    return True
-        return False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GradWatch":
         return type(self)()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:

@@ -4,19 +4,30 @@ A class token, learned positions, q, k and v each a Linear of its own, erf-GELU,
 pooler, tanh(dense(class token)); the classifier takes the class token itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.vit import modeling_vit
+from transformers.utils import ModelOutput
 
+from vit_fast.families.calls import Defaults, Request, hidden_states, states_wanted
+from vit_fast.families.modules import attribute, child, exactly, parameters_of
 from vit_fast.spec import ACTIVATIONS, POOLER_ACTIVATIONS, ViTSpec
 
 MODEL_TYPE = "vit"
 MODELS = (ViTModel, ViTForImageClassification)
-VERSIONS = "transformers >= 5.17, < 6"
+# plain attributes that change what a forward pass computes
+WATCHED = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups"),
+    nn.Dropout: ("p", "training"),
+    nn.LayerNorm: ("eps",),
+    modeling_vit.ViTAttention: ("scaling", "is_causal", "attention_dropout", "training"),
+}
 
 # transformers' name -> ours, where they differ
 _ACTIVATION_NAMES = {
@@ -29,36 +40,43 @@ _ACTIVATION_NAMES = {
 }
 
 
-def spec_from_config(config: ViTConfig) -> ViTSpec:
-    """The encoder alone, without pooler or head. ValueError names what this runtime does not compute."""
-    patch = _pair(config.patch_size)
-    if patch[0] != patch[1]:
-        raise ValueError(f"patch_size {patch}: only square patches are supported")
-    return ViTSpec(
-        family=MODEL_TYPE,
-        image_size=_pair(config.image_size),
-        patch=patch[0],
-        channels=config.num_channels,
-        dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        head_dim=getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
-        mlp_dim=config.intermediate_size,
-        eps=config.layer_norm_eps,
-        activation=_activation("hidden_act", config.hidden_act, ACTIVATIONS),
-        qkv_bias=config.qkv_bias,
-    )
+def encoder_spec(encoder: ViTModel) -> ViTSpec:
+    """What the live modules say, rather than the config: a user may have taken layers away or changed an eps.
 
-
-def spec_from_model(model: PreTrainedModel) -> ViTSpec:
-    """As spec_from_config, with the pooler or the head that the model has, and its LayerNorms' own eps."""
-    encoder = _encoder(model)
-    norms = [m for m in encoder.modules() if isinstance(m, nn.LayerNorm)]
+    Without pooler and head. ValueError names what this runtime does not compute.
+    """
+    embeddings, layers = encoder.embeddings, encoder.layers
+    conv = embeddings.patch_embeddings.projection
+    if conv.kernel_size[0] != conv.kernel_size[1]:
+        raise ValueError(f"patch_size {conv.kernel_size}: only square patches are supported")
+    if not len(layers):
+        raise ValueError("the encoder has no layers")
+    norms = [encoder.layernorm, *(n for x in layers for n in (x.layernorm_before, x.layernorm_after))]  # fmt: skip
     if len({norm.eps for norm in norms}) != 1:
         raise ValueError(
             f"LayerNorms of different eps, {sorted({norm.eps for norm in norms})}: expected one"
         )
-    spec = replace(spec_from_config(model.config), eps=norms[0].eps)
+    attention, inner = layers[0].attention, layers[0].attention.q_proj.out_features
+    return ViTSpec(
+        family=MODEL_TYPE,
+        image_size=tuple(embeddings.image_size),
+        patch=conv.kernel_size[0],
+        channels=conv.in_channels,
+        dim=conv.out_channels,
+        depth=len(layers),
+        heads=inner // attention.head_dim,
+        head_dim=attention.head_dim,
+        mlp_dim=layers[0].mlp.fc1.out_features,
+        eps=norms[0].eps,
+        activation=_activation("hidden_act", encoder.config.hidden_act, ACTIVATIONS),
+        qkv_bias=attention.q_proj.bias is not None,
+    )
+
+
+def spec_from_model(model: PreTrainedModel) -> ViTSpec:
+    """As encoder_spec, with the pooler or the head that the model has."""
+    encoder = encoder_of(model)
+    spec = encoder_spec(encoder)
     if encoder.pooler is not None:
         act = _activation("pooler_act", model.config.pooler_act, POOLER_ACTIVATIONS)
         spec = replace(spec, pooler_dim=encoder.pooler.dense.out_features, pooler_activation=act)
@@ -67,90 +85,76 @@ def spec_from_model(model: PreTrainedModel) -> ViTSpec:
     return spec
 
 
-def sources(model: PreTrainedModel) -> dict[str, tuple[Tensor, ...]]:
-    """timm's name -> the model's live parameters that make it up, concatenated on axis 0.
+def encoder_sources(encoder: ViTModel) -> dict[str, tuple[Tensor, ...]]:
+    """timm's name -> the live parameters that make it up, concatenated on axis 0; without pooler and head.
 
     ValueError where a module is not exactly the stock class: `.weight` of a LoRA wrapper would leave the adapter out.
     """
-    encoder = _encoder(model)
-    embeddings = _child(encoder, "embeddings", modeling_vit.ViTEmbeddings)
-    patches = _child(embeddings, "patch_embeddings", modeling_vit.ViTPatchEmbeddings)
+    embeddings = child(encoder, "embeddings", modeling_vit.ViTEmbeddings)
+    patches = child(embeddings, "patch_embeddings", modeling_vit.ViTPatchEmbeddings)
+    child(embeddings, "dropout", nn.Dropout)
+    conv = child(patches, "projection", nn.Conv2d)
+    form = conv.stride, conv.padding, conv.dilation, conv.groups
+    if form != (conv.kernel_size, (0, 0), (1, 1), 1):
+        raise ValueError(
+            f"patch_embeddings.projection has stride, padding, dilation, groups {form}: expected patches side by side"
+        )
     found: dict[str, tuple[Tensor, ...]] = {
-        "cls_token": (_attribute(embeddings, "cls_token"),),
-        "pos_embed": (_attribute(embeddings, "position_embeddings"),),
+        "cls_token": (attribute(embeddings, "cls_token"),),
+        "pos_embed": (attribute(embeddings, "position_embeddings"),),
+        **parameters_of("patch_embed.proj", conv),
     }
-
-    def add(name: str, *modules: nn.Module) -> None:
-        found[f"{name}.weight"] = tuple(m.weight for m in modules)
-        if len({m.bias is None for m in modules}) > 1:
-            raise ValueError(f"{name}: q, k and v must all have a bias or none, some have one here")
-        if modules[0].bias is not None:
-            found[f"{name}.bias"] = tuple(m.bias for m in modules)
-
-    add("patch_embed.proj", _child(patches, "projection", nn.Conv2d))
-    activation = type(ACT2FN[model.config.hidden_act])
-    for i, layer in enumerate(_attribute(encoder, "layers")):
-        _exactly(layer, f"layers.{i}", modeling_vit.ViTLayer)
-        attention = _child(layer, "attention", modeling_vit.ViTAttention)
-        mlp = _child(layer, "mlp", modeling_vit.ViTMLP)
-        if attention.scaling != attention.head_dim**-0.5:
+    activation = type(ACT2FN[encoder.config.hidden_act])
+    for i, layer in enumerate(attribute(encoder, "layers")):
+        exactly(layer, f"layers.{i}", modeling_vit.ViTLayer)
+        attention = child(layer, "attention", modeling_vit.ViTAttention)
+        mlp = child(layer, "mlp", modeling_vit.ViTMLP)
+        if attention.scaling != attention.head_dim**-0.5 or attention.is_causal:
             raise ValueError(
-                f"layers.{i}.attention.scaling is {attention.scaling}, not 1 / sqrt(head_dim)"
+                f"layers.{i}.attention has scaling {attention.scaling} and is_causal {attention.is_causal}, "
+                "expected 1 / sqrt(head_dim) and False"
             )
-        _child(mlp, "activation_fn", activation)
-        add(f"blocks.{i}.norm1", _child(layer, "layernorm_before", nn.LayerNorm))
-        add(f"blocks.{i}.attn.qkv", *(_child(attention, f"{x}_proj", nn.Linear) for x in "qkv"))
-        add(f"blocks.{i}.attn.proj", _child(attention, "o_proj", nn.Linear))
-        add(f"blocks.{i}.norm2", _child(layer, "layernorm_after", nn.LayerNorm))
-        add(f"blocks.{i}.mlp.fc1", _child(mlp, "fc1", nn.Linear))
-        add(f"blocks.{i}.mlp.fc2", _child(mlp, "fc2", nn.Linear))
-    add("norm", _child(encoder, "layernorm", nn.LayerNorm))
-    if _attribute(encoder, "pooler") is not None:
-        pooler = _child(encoder, "pooler", modeling_vit.ViTPooler)
-        _child(pooler, "activation", type(ACT2FN[model.config.pooler_act]))
-        add("pooler", _child(pooler, "dense", nn.Linear))
+        child(layer, "dropout", nn.Dropout)
+        child(mlp, "activation_fn", activation)
+        found |= parameters_of(f"blocks.{i}.norm1", child(layer, "layernorm_before", nn.LayerNorm))
+        projections = (child(attention, f"{x}_proj", nn.Linear) for x in "qkv")
+        found |= parameters_of(f"blocks.{i}.attn.qkv", *projections)
+        found |= parameters_of(f"blocks.{i}.attn.proj", child(attention, "o_proj", nn.Linear))
+        found |= parameters_of(f"blocks.{i}.norm2", child(layer, "layernorm_after", nn.LayerNorm))
+        found |= parameters_of(f"blocks.{i}.mlp.fc1", child(mlp, "fc1", nn.Linear))
+        found |= parameters_of(f"blocks.{i}.mlp.fc2", child(mlp, "fc2", nn.Linear))
+    return found | parameters_of("norm", child(encoder, "layernorm", nn.LayerNorm))
+
+
+def sources(model: PreTrainedModel) -> dict[str, tuple[Tensor, ...]]:
+    """As encoder_sources, with pooler and head."""
+    encoder = encoder_of(model)
+    found = encoder_sources(encoder)
+    if attribute(encoder, "pooler") is not None:
+        pooler = child(encoder, "pooler", modeling_vit.ViTPooler)
+        child(pooler, "activation", type(ACT2FN[model.config.pooler_act]))
+        found |= parameters_of("pooler", child(pooler, "dense", nn.Linear))
     if _has_head(model):
-        add("head", _child(model, "classifier", nn.Linear))
+        found |= parameters_of("head", child(model, "classifier", nn.Linear))
     return found
 
 
-def _encoder(model: PreTrainedModel) -> ViTModel:
-    return model if type(model) is ViTModel else _child(model, "vit", ViTModel)
+def encoder_of(model: PreTrainedModel) -> ViTModel:
+    return model if isinstance(model, ViTModel) else child(model, "vit", ViTModel)
+
+
+def encoder_parts(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules inside `model` that a fast call never calls: all but the root, pooler and classifier."""
+    if isinstance(model, ViTModel):
+        return [model.embeddings, model.layers, model.layernorm]
+    return [model.vit]
 
 
 def _has_head(model: PreTrainedModel) -> bool:
     # transformers puts an Identity where num_labels is 0
-    return type(model) is ViTForImageClassification and type(model.classifier) is not nn.Identity
-
-
-def _attribute(module: nn.Module, name: str) -> nn.Module | Tensor | None:
-    if not hasattr(module, name):
-        raise ValueError(
-            f"{type(module).__name__} of transformers {transformers.__version__} has no {name!r}: "
-            f"this layout is unknown, supported are {VERSIONS}"
-        )
-    return getattr(module, name)
-
-
-def _child(module: nn.Module, name: str, expected: type) -> nn.Module:
-    return _exactly(_attribute(module, name), f"{type(module).__name__}.{name}", expected)
-
-
-def _exactly(module: nn.Module, name: str, expected: type) -> nn.Module:
-    if type(module) is not expected:
-        raise ValueError(
-            f"{name} is {type(module).__module__}.{type(module).__name__}, expected exactly {expected.__name__}: "
-            "merge adapters into the weights, or undo the quantization, first"
-        )
-    if "forward" in vars(module):
-        raise ValueError(
-            f"{name} has a forward of its own, which would be left out: remove it first"
-        )
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    # transformers puts hooks of its own on layers to record their outputs
-    if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
-        raise ValueError(f"{name} has forward hooks, which would be left out: remove them first")
-    return module
+    return (
+        isinstance(model, ViTForImageClassification) and type(model.classifier) is not nn.Identity
+    )
 
 
 def _activation(field: str, name: str, known: tuple[str, ...]) -> str:
@@ -160,6 +164,53 @@ def _activation(field: str, name: str, known: tuple[str, ...]) -> str:
     return ours
 
 
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """(height, width)"""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Defaults) -> Request | str:
+    """What a call with these arguments by name asks for, or why transformers' own forward has to answer."""
+    take = arguments.pop
+    pixels = take("pixel_values", None)
+    labels = take("labels", None)
+    resize = take("interpolate_pos_encoding", None)
+    attentions = take("output_attentions", defaults.attentions)
+    asked = take("output_hidden_states", defaults.hidden_states)
+    as_dict = take("return_dict", True)
+    for name, value in arguments.items():
+        if value is not None or name not in ("bool_masked_pos", "attention_mask"):
+            return f"{name} is given"
+    if attentions:
+        return "output_attentions is asked for"
+    if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
+        return "pixel_values are not a plain tensor [B, C, H, W]"
+    encoder = model if isinstance(model, ViTModel) else model.vit
+    embeddings = encoder.embeddings
+    native, height, width = embeddings.image_size, *pixels.shape[2:]
+    if (height, width) != tuple(native):
+        patch = embeddings.patch_embeddings.projection.kernel_size[0]
+        if not resize or native[0] != native[1] or min(height, width) < patch:
+            return f"pixel_values of {height} x {width} for a model of {native[0]} x {native[1]}"
+    states = states_wanted(encoder, asked, len(encoder.layers)) if asked else ()
+    if type(states) is str:
+        return states
+    bare = encoder is model
+    as_tuple = as_dict is False if bare else as_dict is not None and not as_dict
+    return Request(pixels, states, bool(asked), as_tuple, labels)
+
+
+def rows(model: PreTrainedModel) -> int | None:
+    """How many tokens the answer needs of the last block, None for all."""
+    return None if isinstance(model, ViTModel) else 1
+
+
+def answer(
+    model: PreTrainedModel, request: Request, tokens: Tensor, kept: Mapping[int, Tensor]
+) -> ModelOutput:
+    """What transformers returns. Pooler and classifier are the live modules, with all that hangs on them."""
+    if isinstance(model, ViTModel):
+        pooled = None if model.pooler is None else model.pooler(tokens)
+        states = hidden_states(request, kept, len(model.layers))
+        return BaseModelOutputWithPooling(tokens, pooled, hidden_states=states)
+    logits = model.classifier(tokens[:, 0, :])
+    loss = None
+    if request.labels is not None:
+        loss = model.loss_function(request.labels, logits, model.config)
+    states = hidden_states(request, kept, len(model.vit.layers))
+    return ImageClassifierOutput(loss, logits, states)

@@ -1,0 +1,73 @@
+"""What a call of a transformers model asks for: its arguments, after what transformers' decorators do with them.
+
+The decorators are `capture_outputs`, `can_return_tuple` and `merge_with_config_defaults` of transformers >= 5.17.
+What is not understood here exactly is not answered here: transformers' own forward is called instead.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import output_capturing
+
+# implementations of exact softmax attention that return no attention maps
+EXACT_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")  # fmt: skip
+
+
+class Defaults(NamedTuple):
+    """What a config says of every call. `refused`: why none can be answered here, or ""."""
+
+    hidden_states: Any
+    attentions: Any
+    refused: str
+
+
+class Request(NamedTuple):
+    pixels: Tensor  # [B, C, H, W], any dtype
+    states: tuple[int, ...]  # which hidden states
+    all_states: bool  # hidden_states is part of the answer
+    as_tuple: bool
+    labels: Tensor | None = None
+
+
+def defaults_of(config: PreTrainedConfig) -> Defaults:
+    name, refused = config._attn_implementation, ""
+    if name not in EXACT_ATTENTION:
+        refused = (
+            f"attn_implementation is {name!r}, the fast path takes {', '.join(EXACT_ATTENTION)}"
+        )
+    elif not getattr(ALL_ATTENTION_FUNCTIONS.get(name), "__module__", "").startswith(
+        "transformers."
+    ):
+        refused = f"the attention function {name!r} is not transformers' own"
+    elif config.return_dict is not True:
+        refused = f"config.return_dict is {config.return_dict}"
+    for field in ("is_causal", "tie_last_hidden_states"):
+        if getattr(config, field, None) is not None:
+            refused = f"config.{field} is set"
+    states, attentions = (getattr(config, f"output_{k}", False) for k in ("hidden_states", "attentions"))  # fmt: skip
+    return Defaults(states, attentions, refused)
+
+
+def states_wanted(encoder: PreTrainedModel, asked: Any, depth: int) -> tuple[int, ...] | str:
+    """`output_hidden_states` -> the indices of those that the answer holds, or why that cannot be said."""
+    if asked is True:
+        return tuple(range(depth + 1))
+    if not asked:
+        return ()
+    if hasattr(output_capturing, "resolve_hidden_states_indices"):
+        selected = output_capturing.selected_hidden_states(asked)
+        return tuple(output_capturing.resolve_hidden_states_indices(encoder, selected))
+    # earlier releases take any number for True, and a list in a way of their own
+    if isinstance(asked, int):
+        return tuple(range(depth + 1))
+    return f"output_hidden_states is {asked!r}"
+
+
+def hidden_states(
+    request: Request, kept: Mapping[int, Tensor], depth: int
+) -> tuple[Tensor | None, ...] | None:
+    """depth + 1 entries, None for those that were not selected."""
+    return tuple(map(kept.get, range(depth + 1))) if request.all_states else None

@@ -1,0 +1,84 @@
+"""Linear layers on a CPU through oneDNN, on weights packed for it once.
+
+PyTorch multiplies fp32 matrices on a CPU with MKL, which leaves part of an AVX-512 processor idle (a little on
+some, more than half on others); oneDNN does not, and takes the activation into the product. Its entry points are
+private to PyTorch, `torch.ops.mkldnn._reorder_linear_weight` and `_linear_pointwise`, the ones that Inductor
+compiles to. Their fused residual ("add") is not used: it costs 3 ms a call, whatever the size, and a separate
+addition 0.03 to 0.5 (benchmarks/LOG.md).
+"""
+
+import torch
+from torch import Tensor
+
+from vit_fast.kernels.operators import check_tensor, define, refuse
+
+DTYPES = (torch.float32, torch.bfloat16)
+# activation -> _linear_pointwise's attribute and algorithm
+FUSED = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+}
+# the row count a weight is packed for; the layout is the same for any (benchmarks/LOG.md)
+ROWS = 1024
+
+
+def why_not(dtype: torch.dtype) -> str:
+    """Why this machine does not run these operations in `dtype`, or ""."""
+    if dtype not in DTYPES:
+        return f"oneDNN linear layers are for fp32 and bf16, the model is {dtype}"
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return "oneDNN is missing from this PyTorch, or turned off"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability != "AVX512":
+        return f"oneDNN linear layers are used with AVX512, where they were measured; this CPU runs {capability}"
+    for name in ("_reorder_linear_weight", "_linear_pointwise"):
+        if not hasattr(torch.ops.mkldnn, name):
+            return f"torch {torch.__version__} has no torch.ops.mkldnn.{name}"
+    return ""
+
+
+def pack(weight: Tensor) -> Tensor:
+    """weight [N, K] -> the same in oneDNN's layout: an opaque tensor that is neither copied, moved nor pickled."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    name, (N, K) = "onednn_linear", weight.shape
+    if activation not in FUSED and activation != "quick_gelu":
+        refuse(name, f"activation {activation!r} is not known, expected one of {[*FUSED]}")
+    if x.dtype not in DTYPES:
+        refuse(name, f"x is {x.dtype}, expected {' or '.join(map(str, DTYPES))}")
+    if x.shape[-1] != K:
+        refuse(name, f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}: expected x [..., {K}]")
+    check_tensor(name, "weight", weight, (N, K), x.device, x.dtype)
+    check_tensor(name, "bias", bias, (N,), x.device, x.dtype)
+    check_tensor(name, "scale", scale, (N,), x.device, x.dtype)
+    check_tensor(name, "residual", residual, (*x.shape[:-1], N), x.device, x.dtype)
+    attribute, algorithm = FUSED.get(activation, FUSED[None])
+    y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
+    if activation == "quick_gelu":
+        y.mul_(torch.sigmoid(1.702 * y))
+    if scale is not None:
+        y.mul_(scale)
+    return y if residual is None else y.add_(residual)
+
+
+def _fake(x, weight, bias=None, activation=None, scale=None, residual=None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+onednn_linear = define(
+    "onednn_linear(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, Tensor? scale=None, "
+    "Tensor? residual=None) -> Tensor",
+    {"CPU": _linear, "MkldnnCPU": _linear},
+    _fake,
+)

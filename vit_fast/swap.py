@@ -1,0 +1,244 @@
+"""The class that stands in for a transformers class, and what one accelerated model keeps beside its weights.
+
+The class is a subclass that carries the stock __name__, __qualname__ and __module__, because transformers keys the
+recording of outputs and the conversion of checkpoints by them. Its forward asks whether this call can be answered
+fast; where not, transformers' own forward answers, and the reason is kept for explain().
+"""
+
+import functools
+import inspect
+import threading
+import warnings
+import weakref
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vit_fast.families import bind_encoder, family_of
+from vit_fast.families.calls import Defaults, defaults_of
+from vit_fast.families.modules import STOCK, active_dropout, stock_class
+from vit_fast.model import ViT
+from vit_fast.ops import Ops, choose_ops
+from vit_fast.runtime import context_forbids, gradient_wanted
+from vit_fast.watch import Watch, global_hooks_are_set
+
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+KEY = "_vit_fast"  # in the instance's __dict__
+
+_CLASSES: dict[type, type] = {}
+
+
+class Bound(NamedTuple):
+    """What a model was found to be. `refused`: why transformers' own forward has to run, or "" and an engine."""
+
+    watch: Watch
+    refused: str
+    engine: ViT | None = None
+    ops: Ops | None = None
+    ops_reason: str = ""
+
+
+class State:
+    """Beside one accelerated model: the engine that reads its weights, and what became of its calls."""
+
+    def __init__(self, model: PreTrainedModel, cpu: str) -> None:
+        # no reference back to the model: it would not be freed with its last one
+        self.owner = weakref.ref(model)
+        self.family: ModuleType = family_of(model)
+        self.cpu = cpu
+        self.arguments = tuple(inspect.signature(stock_class(model).forward).parameters)[1:]
+        self.bound: Bound | None = None
+        self.lock = threading.Lock()
+        # the config's fields when they were read, and what they say
+        self.defaults: tuple[dict[str, Any], Defaults] | None = None
+        self.fast_calls = self.other_calls = 0
+        self.last_was_fast: bool | None = None
+        self.last_reason = ""
+        self.warned = False
+
+    def binding(self, model: PreTrainedModel) -> Bound:
+        """The engine for the model as it is now; made anew where something was changed."""
+        bound = self.bound
+        if bound is None or not bound.watch.unchanged():
+            with self.lock:
+                bound = self.bound
+                if bound is None or not bound.watch.unchanged():
+                    # outside inference mode, so that its tensors may be used anywhere
+                    with torch.inference_mode(False):
+                        bound = self.bound = self._bind(model)
+        return bound
+
+    def _bind(self, model: PreTrainedModel) -> Bound:
+        inner = [m for c in self.family.encoder_parts(model) for m in c.modules()]
+        watch = Watch(inner, self.family.WATCHED, root=model)
+        try:
+            spec, sources = bind_encoder(model)
+        except ValueError as error:
+            return Bound(watch, str(error))
+        if dropout := active_dropout(inner):
+            return Bound(watch, dropout)
+        weight = sources["patch_embed.proj.weight"][0]
+        ops, why = choose_ops(weight.device, weight.dtype, spec.head_dim, self.cpu)
+        if weight.device.type != "cpu" and ops.name == "torch":
+            return Bound(watch, why)
+        engine = self.bound.engine if self.bound else None
+        if engine is not None and engine.spec == spec:
+            engine.read(sources)  # what was derived from unchanged weights is kept
+        else:
+            engine = ViT.reading(spec, sources)
+        return Bound(watch, "", engine, ops, why)
+
+    def answer(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The output of a call, or the reason why transformers' own forward has to give it, a str."""
+        bound = self.binding(model)
+        if bound.refused:
+            return bound.refused
+        fields = vars(model.config)
+        if self.defaults is None or self.defaults[0] != fields:
+            self.defaults = dict(fields), defaults_of(model.config)
+        defaults = self.defaults[1]
+        if defaults.refused:
+            return defaults.refused
+        arguments = {**dict(zip(self.arguments, args)), **kwargs} if args else dict(kwargs)
+        request = self.family.request(model, arguments, defaults)
+        if type(request) is str:
+            return request
+        engine, pixels = bound.engine, request.pixels
+        if pixels.device != engine.device or pixels.shape[1] != engine.spec.channels:
+            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} are not what the model takes"
+        if forbidden := context_forbids(pixels.device):
+            return forbidden
+        if global_hooks_are_set() or torch.jit.is_tracing():
+            return "hooks for all modules are set, or torch.jit is tracing"
+        if gradient_wanted(pixels, bound.watch.parameters):
+            self._warn(model)
+            return "a gradient is wanted: grad mode is on, and an input or a parameter requires one"
+        tokens, kept = engine.encode(
+            pixels.to(engine.dtype), bound.ops, self.family.rows(model), request.states
+        )
+        output = self.family.answer(model, request, tokens, kept)
+        return output.to_tuple() if request.as_tuple else output
+
+    def _warn(self, model: PreTrainedModel) -> None:
+        if model.training or self.warned:
+            return
+        self.warned = True
+        warnings.warn(
+            f"{type(model).__name__} runs transformers' own forward because a gradient is wanted: wrap the call in "
+            "torch.inference_mode(), or freeze the model with requires_grad_(False), to run it fast",
+            stacklevel=6,
+        )
+
+    def note(self, reason: str) -> None:
+        self.last_was_fast = not reason
+        if reason:
+            self.last_reason = reason
+            self.other_calls += 1
+        else:
+            self.fast_calls += 1
+
+
+def state_of(model: PreTrainedModel) -> State:
+    """The state of an accelerated model; a new one for a shallow copy, which came with its original's."""
+    state = vars(model).get(KEY)
+    if state is None or state.owner() is not model:
+        state = vars(model)[KEY] = State(model, state.cpu if state else "auto")
+    return state
+
+
+def fast_class(stock: type) -> type:
+    """The subclass of `stock` that answers fast. One for each stock class."""
+    if stock not in _CLASSES:
+        _CLASSES[stock] = _make(stock)
+    return _CLASSES[stock]
+
+
+def _make(stock: type) -> type:
+    @functools.wraps(stock.forward)
+    def forward(self, *args, **kwargs):
+        # a compiled graph can check nothing: it is made of transformers' own forward
+        if torch.compiler.is_compiling() or type(self) is not fast or "_is_replica" in vars(self):
+            return stock.forward(self, *args, **kwargs)
+        state = state_of(self)
+        output = state.answer(self, args, kwargs)
+        if type(output) is not str:
+            state.note("")
+            return output
+        state.note(output)
+        return stock.forward(self, *args, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        if type(self) is not fast:
+            return stock.save_pretrained(self, *args, **kwargs)
+        self.__class__ = stock
+        try:
+            return self.save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = fast
+
+    def from_pretrained(cls, *args, **kwargs):
+        if cls is not fast:
+            return super(fast, cls).from_pretrained(*args, **kwargs)
+        loaded = stock.from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not refusal(model):
+            swap(model)
+        return loaded
+
+    def reduce(self, protocol):
+        if type(self) is not fast:
+            return super(fast, self).__reduce_ex__(protocol)
+        _, _, state, *rest = super(fast, self).__reduce_ex__(protocol)
+        state = {name: value for name, value in state.items() if name != KEY}
+        return (_restored, (stock, state_of(self).cpu), state, *rest)
+
+    wrap = functools.wraps
+    fast = type(
+        stock.__name__,
+        (stock,),
+        {
+            "__module__": stock.__module__,
+            "__qualname__": stock.__qualname__,
+            "__doc__": stock.__doc__,
+            "__reduce_ex__": reduce,
+            "forward": forward,
+            "from_pretrained": classmethod(wrap(stock.from_pretrained.__func__)(from_pretrained)),
+            "save_pretrained": wrap(stock.save_pretrained)(save_pretrained),
+            STOCK: stock,
+        },
+    )
+    return fast
+
+
+def refusal(module: nn.Module) -> str:
+    """Why a module of a supported class is left as it is, or ""."""
+    if "forward" in vars(module):
+        return (
+            "a forward is set on the instance, by hooks of device_map, say, and would be left out: "
+            "remove it first (accelerate.hooks.remove_hook_from_module)"
+        )
+    if any(cls.__name__ in SHARDED for m in module.modules() for cls in type(m).__mro__):
+        return "its weights are sharded by FSDP"
+    return ""
+
+
+def _restored(stock: type, cpu: str) -> PreTrainedModel:
+    """What pickle and copy start from; they fill its __dict__ afterwards."""
+    model = stock.__new__(stock)
+    swap(model, cpu)
+    return model
+
+
+def swap(model: PreTrainedModel, cpu: str = "auto") -> None:
+    """From now on `model`, of a stock class or accelerated already, answers fast where it can."""
+    model.__class__ = fast_class(stock_class(model))
+    vars(model)[KEY] = State(model, cpu)
+
+
+def unswap(model: PreTrainedModel) -> None:
+    """Exactly as it was."""
+    model.__class__ = stock_class(model)
+    vars(model).pop(KEY, None)

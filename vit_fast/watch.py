@@ -1,0 +1,90 @@
+"""Watch: whether anything has changed in a tree of modules that a forward pass would notice, in microseconds a layer.
+
+It looks at what others change in place: children and parameters put in another's place (adapters, quantization,
+pruning, functional_call), classes, hooks, a `forward` set on an instance or on a class, and plain attributes such
+as a dropout's p. The contents of parameters are not its business: Derived (weights.py) watches what it was made
+from.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain, repeat
+from operator import attrgetter, contains, is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+_hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks")
+_requires_grad = torch._C.TensorBase.requires_grad.__get__
+
+
+class Watch:
+    """`modules` as they are now. `attributes`: names of plain attributes that count, by module class.
+
+    root: a module whose children count, and nothing else of it. No reference to it is kept.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        attributes: Mapping[type, tuple[str, ...]] | None = None,
+        root: nn.Module | None = None,
+    ) -> None:
+        modules = list(modules)
+        owned = [m._modules for m in modules] + [m._parameters for m in modules]
+        if root is not None:
+            owned.append(root._modules)
+        # views are live, so a call walks what there is then; an empty dict may fill up, and is asked for its truth
+        # alone
+        self._views = [d.values() for d in owned if d]
+        self._members = list(chain.from_iterable(self._views))
+        hooks = [d for m in modules for d in _hooks_of(m)]
+        self._empty = [d for d in (*owned, *hooks) if not d]
+        self._hooked = [(d, list(d)) for d in hooks if d]
+        self._modules = modules
+        self._types = list(map(type, modules))
+        self._classes = list(set(self._types))
+        self._forwards = [cls.forward for cls in self._classes]
+        self._dicts = [vars(m) for m in modules]
+        self._overridden = [d for d in self._dicts if "forward" in d]
+        self._attributes = [
+            (itemgetter(*names), dicts)
+            for cls, names in (attributes or {}).items()
+            if (dicts := [vars(m) for m in modules if type(m) is cls])
+        ]
+        self._values = self._attribute_values()
+        self.parameters: list[Tensor] = [
+            t for m in modules for t in m._parameters.values() if t is not None
+        ]
+
+    def unchanged(self) -> bool:
+        now = list(chain.from_iterable(self._views))
+        return (
+            len(now) == len(self._members)
+            and all(map(is_, now, self._members))
+            and not any(self._empty)
+            and list(map(type, self._modules)) == self._types
+            and [cls.forward for cls in self._classes] == self._forwards
+            and (not self._hooked or all(list(d) == keys for d, keys in self._hooked))
+            and sum(map(contains, self._dicts, repeat("forward"))) == len(self._overridden)
+            and self._attribute_values() == self._values
+        )
+
+    def wants_gradient(self) -> bool:
+        """Whether one of the parameters requires a gradient."""
+        return any(map(_requires_grad, self.parameters))
+
+    def _attribute_values(self) -> list[Any]:
+        return [list(map(get, dicts)) for get, dicts in self._attributes]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+
+def global_hooks_are_set() -> bool:
+    """Whether hooks for all modules of the process are registered, which calls of inner modules would run."""
+    return bool(global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
