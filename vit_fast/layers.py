@@ -31,9 +31,9 @@ class Linear(nn.Module):
         """`name`, weight or bias, is from now on these live tensors, one below the other."""
         if len(parts) == 1:
             self._parts.pop(name, None)
-            self.register_parameter(name, parts[0])
+            self._parameters[name] = parts[0]
         else:
-            self.register_parameter(name, None)
+            self._parameters[name] = None
             self._parts[name] = tuple(parts)
 
     def forward(self, x: Tensor, ops: Ops, out: slice | None = None, **epilogue: Any) -> Tensor:

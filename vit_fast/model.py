@@ -121,7 +121,8 @@ class ViT(nn.Module):
             if isinstance(module, Linear):
                 module.read(leaf, parts)
             else:
-                setattr(module, leaf, parts[0])
+                # not by setattr: a tensor may stand in for a parameter, as under torch.func.functional_call
+                module._parameters[leaf] = parts[0]
 
     def derived_nbytes(self) -> int:
         """Bytes held beside the parameters: what was packed, folded, summed or resized."""

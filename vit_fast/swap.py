@@ -85,7 +85,7 @@ class State:
         if weight.device.type != "cpu" and ops.name == "torch":
             return Bound(watch, why)
         engine = self.bound.engine if self.bound else None
-        if engine is not None and engine.spec == spec:
+        if engine is not None and engine.spec == spec and self.bound.ops is ops:
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             engine = ViT.reading(spec, sources)
@@ -93,9 +93,6 @@ class State:
 
     def answer(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The output of a call, or the reason why transformers' own forward has to give it, a str."""
-        bound = self.binding(model)
-        if bound.refused:
-            return bound.refused
         fields = vars(model.config)
         if self.defaults is None or self.defaults[0] != fields:
             self.defaults = dict(fields), defaults_of(model.config)
@@ -106,13 +103,15 @@ class State:
         request = self.family.request(model, arguments, defaults)
         if type(request) is str:
             return request
-        engine, pixels = bound.engine, request.pixels
-        if pixels.device != engine.device or pixels.shape[1] != engine.spec.channels:
-            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} are not what the model takes"
+        pixels = request.pixels
         if forbidden := context_forbids(pixels.device):
             return forbidden
         if global_hooks_are_set() or torch.jit.is_tracing():
             return "hooks for all modules are set, or torch.jit is tracing"
+        bound = self.binding(model)
+        if bound.refused:
+            return bound.refused
+        engine = bound.engine
         if gradient_wanted(pixels, bound.watch.parameters):
             self._warn(model)
             return "a gradient is wanted: grad mode is on, and an input or a parameter requires one"

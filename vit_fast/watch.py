@@ -1,9 +1,9 @@
 """Watch: whether anything has changed in a tree of modules that a forward pass would notice, in microseconds a layer.
 
 It looks at what others change in place: children and parameters put in another's place (adapters, quantization,
-pruning, functional_call), classes, hooks, a `forward` set on an instance or on a class, and plain attributes such
-as a dropout's p. The contents of parameters are not its business: Derived (weights.py) watches what it was made
-from.
+pruning, functional_call), their memory (`.to`, `.half`, `.data =`), classes, hooks, a `forward` set on an instance
+or on a class, and plain attributes such as a dropout's p. Writes into that memory are not its business: Derived
+(weights.py) watches what it was made from.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 _hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks")
+_address = torch._C.TensorBase.data_ptr
 _requires_grad = torch._C.TensorBase.requires_grad.__get__
 
 
@@ -57,12 +58,17 @@ class Watch:
         self.parameters: list[Tensor] = [
             t for m in modules for t in m._parameters.values() if t is not None
         ]
+        plain = [t for t in self.parameters if type(t) in (Tensor, nn.Parameter)]
+        self._plain, self._addresses = plain, list(map(_address, plain))
+        # held, so that other memory, of another dtype say, cannot come to lie at the same address
+        self._storages = [t.untyped_storage() for t in plain]
 
     def unchanged(self) -> bool:
         now = list(chain.from_iterable(self._views))
         return (
             len(now) == len(self._members)
             and all(map(is_, now, self._members))
+            and list(map(_address, self._plain)) == self._addresses
             and not any(self._empty)
             and list(map(type, self._modules)) == self._types
             and [cls.forward for cls in self._classes] == self._forwards

@@ -178,11 +178,16 @@ def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Default
             return f"{name} is given"
     if attentions:
         return "output_attentions is asked for"
-    if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
-        return "pixel_values are not a plain tensor [B, C, H, W]"
+    if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4 or not len(pixels):
+        return "pixel_values are not a plain tensor [B, C, H, W] of at least one image"
     encoder = model if isinstance(model, ViTModel) else model.vit
     embeddings = encoder.embeddings
-    native, height, width = embeddings.image_size, *pixels.shape[2:]
+    native, (_, channels, height, width) = embeddings.image_size, pixels.shape
+    if (
+        pixels.device != embeddings.cls_token.device
+        or channels != embeddings.patch_embeddings.num_channels
+    ):
+        return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
     if (height, width) != tuple(native):
         patch = embeddings.patch_embeddings.projection.kernel_size[0]
         if not resize or native[0] != native[1] or min(height, width) < patch:
