@@ -1,9 +1,10 @@
 """What is derived from parameters, and how it stays fresh.
 
 Class token and position are summed once, positions are resized to the image, and for uint8 pixels the
-processor's normalization is folded into the patch weights. Derived keeps such results and makes them
-anew when a parameter that they came from has changed. Two changes cannot be seen: a write through
-`.data`, and a write to a parameter that was made in inference mode. Derived.clear() is for those.
+processor's normalization is folded into the patch weights; on a CPU weights are packed. Derived keeps such
+results and makes them anew when a parameter that they came from has changed. PyTorch counts the writes to a tensor,
+except those of fused optimizers, whose steps are counted here. What cannot be seen: a write through `.data` or NumPy,
+and a write to a parameter that was made in inference mode. Derived.clear() is for those.
 """
 
 import threading
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 SIZES = 8
 
@@ -67,16 +70,30 @@ def resize_positions(pos: Tensor, native: tuple[int, int], grid: tuple[int, int]
     return table.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
+# parameter -> how many optimizer steps it has seen; counted from the first result that is kept
+_steps = WeakIdKeyDictionary()
+_counting: list[bool] = []
+
+
+def _count_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            _steps[p] = _steps.get(p, 0) + 1
+
+
 def _state(t: Tensor) -> tuple[Any, ...]:
     # inference tensors keep no version
     version = None if t.is_inference() else t._version
-    return t.data_ptr(), t.device, t.dtype, version
+    return t.data_ptr(), t.device, t.dtype, version, _steps.get(t, 0) if _steps else 0
 
 
 class _Kept:
     """A result, and the tensors it was made from: the same objects, by weak reference, unchanged."""
 
     def __init__(self, sources: Sequence[Tensor], result: Tensor) -> None:
+        if not _counting:
+            _counting.append(True)
+            register_optimizer_step_post_hook(_count_steps)
         self.sources = [(weakref.ref(t), _state(t)) for t in sources]
         # held, so that new memory cannot come to lie at the same address
         self.storages = [t.untyped_storage() for t in sources]

@@ -178,6 +178,8 @@ def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Default
             return f"{name} is given"
     if attentions:
         return "output_attentions is asked for"
+    if getattr(pixels, "is_meta", False):
+        return "pixel_values are on the meta device"
     if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4 or not len(pixels):
         return "pixel_values are not a plain tensor [B, C, H, W] of at least one image"
     encoder = model if isinstance(model, ViTModel) else model.vit
