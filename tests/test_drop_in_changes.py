@@ -127,10 +127,16 @@ def test_load_state_dict(cls, assign):
     assert_fast(fast, stock, PIXELS)
 
 
-@pytest.mark.parametrize("make", [
-    lambda p: torch.optim.SGD(p, lr=0.1), lambda p: torch.optim.AdamW(p, lr=0.01),
-    lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True), lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-], ids=["SGD", "AdamW", "foreach", "fused"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
+        lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    ],
+    ids=["SGD", "AdamW", "foreach", "fused"],
+)
 @pytest.mark.parametrize("cls", CLASSES)
 def test_optimizer_steps(cls, make):
     """Training goes through transformers, evaluation between the steps through the engine, on the newest weights."""
@@ -163,7 +169,12 @@ def test_converted_after_calls(cls):
             model.to(dtype)
         with torch.no_grad():
             pixels = PIXELS.to(dtype)
-            atol = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 0.125}  # fmt: skip
+            atol = {
+                torch.float64: 1e-12,
+                torch.float32: 2e-5,
+                torch.float16: 2e-2,
+                torch.bfloat16: 0.125,
+            }
             assert_same(fast(pixels), stock(pixels), atol[dtype])
         assert reason(fast) == ""
         assert state_of(fast).bound.engine.dtype == dtype
@@ -257,7 +268,11 @@ def test_bytes_beside_the_weights():
     assert vit_fast.explain(fast)[0].nbytes == 0
     assert_fast(fast, stock, PIXELS)
     held = vit_fast.explain(fast)[0].nbytes
-    qkv = sum(p.nbytes for n, p in fast.named_parameters() if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj"))  # fmt: skip
+    qkv = sum(
+        p.nbytes
+        for n, p in fast.named_parameters()
+        if n.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
+    )
     assert held == qkv + fast.embeddings.cls_token.nbytes
     for _ in range(3):
         with torch.no_grad():

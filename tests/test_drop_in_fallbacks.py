@@ -9,11 +9,11 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vit_fast
-from models import images
+from models import TINY, images, randomize
 from twins import PIXELS, assert_fast, assert_stock, reason, twins
 
 CLASSES = [ViTModel, ViTForImageClassification]
@@ -157,8 +157,6 @@ def test_masks(pair):
         mask[0, 9:] = False
         assert_stock(fast, stock, "attention_mask", PIXELS, attention_mask=mask)
     masked = dict(use_mask_token=True)
-    from models import TINY, randomize
-    from transformers import ViTConfig
 
     stock = randomize(ViTModel(ViTConfig(**TINY), **masked)).eval().requires_grad_(False)
     fast = vit_fast.accelerate(copy.deepcopy(stock))
@@ -172,17 +170,20 @@ def test_an_argument_that_is_not_known(pair):
         assert_stock(pair[1], pair[0], "is_causal", PIXELS, is_causal=False)
 
 
-@pytest.mark.parametrize("call, error", [
-    (lambda m: m(), (AttributeError, ValueError)),
-    (lambda m: m(None), (AttributeError, ValueError)),
-    (lambda m: m(images(2, 3, 40, 40)), ValueError),
-    (lambda m: m(images(2, 1, 32, 32)), (ValueError, RuntimeError)),
-    (lambda m: m(images(3, 32, 32)), (ValueError, RuntimeError)),
-    (lambda m: m([PIXELS]), AttributeError),
-    (lambda m: m(PIXELS[:0]), RuntimeError),
-    (lambda m: m(PIXELS.to("meta")), (RuntimeError, NotImplementedError)),
-    (lambda m: m(images(2, 3, 4, 4), interpolate_pos_encoding=True), RuntimeError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        (lambda m: m(), (AttributeError, ValueError)),
+        (lambda m: m(None), (AttributeError, ValueError)),
+        (lambda m: m(images(2, 3, 40, 40)), ValueError),
+        (lambda m: m(images(2, 1, 32, 32)), (ValueError, RuntimeError)),
+        (lambda m: m(images(3, 32, 32)), (ValueError, RuntimeError)),
+        (lambda m: m([PIXELS]), AttributeError),
+        (lambda m: m(PIXELS[:0]), RuntimeError),
+        (lambda m: m(PIXELS.to("meta")), (RuntimeError, NotImplementedError)),
+        (lambda m: m(images(2, 3, 4, 4), interpolate_pos_encoding=True), RuntimeError),
+    ],
+)
 def test_errors_are_those_of_transformers(pair, call, error):
     messages = []
     for model in pair:
@@ -192,23 +193,58 @@ def test_errors_are_those_of_transformers(pair, call, error):
     assert messages[0] == messages[1]
 
 
+def overlapping(model: ViTModel) -> None:
+    conv = model.embeddings.patch_embeddings.projection
+    conv.padding = (1, 1)  # of 32 pixels still 4 patches
+
+
 # what is changed in place, after a fast call: how, and a part of the reason
 CHANGES = {
-    "hook on an inner module": (lambda m: m.layers[0].mlp.register_forward_hook(lambda *a: 2 * a[2]), "forward hooks"),
-    "pre-hook": (lambda m: m.layers[1].attention.o_proj.register_forward_pre_hook(lambda m, a: (2 * a[0],)), "forward hooks"),
-    "forward on an instance": (lambda m: setattr(m.layers[0].mlp, "forward", lambda x: 2 * x), "a forward of its own"),
-    "another module": (lambda m: setattr(m.layers[0], "mlp", nn.Identity()), "expected exactly ViTMLP"),
-    "another module by the back door": (lambda m: m.layers[0]._modules.update(mlp=nn.Identity()), "expected exactly ViTMLP"),
-    "subclass of Linear": (lambda m: setattr(m.layers[1].mlp.fc1, "__class__", type("L", (nn.Linear,), {})), "expected exactly Linear"),
-    "parametrization": (lambda m: nn.utils.parametrizations.weight_norm(m.layers[0].mlp.fc1), "expected exactly Linear"),
-    "pruning": (lambda m: prune.l1_unstructured(m.layers[0].mlp.fc1, "weight", 0.5), "forward hooks"),
-    "overlapping patches": (lambda m: setattr(m.embeddings.patch_embeddings.projection, "stride", (8, 8)) or setattr(m.embeddings.patch_embeddings.projection, "padding", (1, 1)), "stride, padding"),
+    "hook on an inner module": (
+        lambda m: m.layers[0].mlp.register_forward_hook(lambda *a: 2 * a[2]),
+        "forward hooks",
+    ),
+    "pre-hook": (
+        lambda m: m.layers[1].attention.o_proj.register_forward_pre_hook(lambda m, a: (2 * a[0],)),
+        "forward hooks",
+    ),
+    "forward on an instance": (
+        lambda m: setattr(m.layers[0].mlp, "forward", lambda x: 2 * x),
+        "a forward of its own",
+    ),
+    "another module": (
+        lambda m: setattr(m.layers[0], "mlp", nn.Identity()),
+        "expected exactly ViTMLP",
+    ),
+    "another module by the back door": (
+        lambda m: m.layers[0]._modules.update(mlp=nn.Identity()),
+        "expected exactly ViTMLP",
+    ),
+    "subclass of Linear": (
+        lambda m: setattr(m.layers[1].mlp.fc1, "__class__", type("L", (nn.Linear,), {})),
+        "expected exactly Linear",
+    ),
+    "parametrization": (
+        lambda m: nn.utils.parametrizations.weight_norm(m.layers[0].mlp.fc1),
+        "expected exactly Linear",
+    ),
+    "pruning": (
+        lambda m: prune.l1_unstructured(m.layers[0].mlp.fc1, "weight", 0.5),
+        "forward hooks",
+    ),
+    "overlapping patches": (overlapping, "stride, padding"),
     "one eps": (lambda m: setattr(m.layers[1].layernorm_after, "eps", 0.5), "different eps"),
     "causal": (lambda m: setattr(m.layers[0].attention, "is_causal", True), "is_causal True"),
     "scaling": (lambda m: setattr(m.layers[0].attention, "scaling", 1.0), "scaling 1.0"),
-    "one layer of another dtype": (lambda m: m.layers[0].to(torch.float64), "torch.float32, torch.float64"),
-    "a dynamic quantization": (lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, inplace=True), "expected exactly"),
-}  # fmt: skip
+    "one layer of another dtype": (
+        lambda m: m.layers[0].to(torch.float64),
+        "torch.float32, torch.float64",
+    ),
+    "a dynamic quantization": (
+        lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, inplace=True),
+        "expected exactly",
+    ),
+}
 
 
 @pytest.mark.parametrize("change, why", CHANGES.values(), ids=CHANGES)
@@ -271,7 +307,9 @@ def test_transformers_recording_hooks_do_not_count(pair):
     stock, fast = pair
     with torch.no_grad():
         mask = torch.ones(2, 17, dtype=torch.bool)
-        assert_stock(fast, stock, "attention_mask", PIXELS, attention_mask=mask, output_hidden_states=True)  # fmt: skip
+        assert_stock(
+            fast, stock, "attention_mask", PIXELS, attention_mask=mask, output_hidden_states=True
+        )
     assert fast.layers[0]._forward_hooks
     assert_fast(fast, stock, PIXELS, output_hidden_states=True)
 

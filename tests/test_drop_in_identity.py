@@ -41,7 +41,11 @@ def test_looks_like_the_stock_model(pair):
     assert [n for n, _ in fast.named_parameters()] == [n for n, _ in stock.named_parameters()]
     assert not set(dict(fast.named_buffers())) ^ set(dict(stock.named_buffers()))
     assert fast.config.to_dict() == stock.config.to_dict()
-    assert (fast.dtype, fast.device, fast.num_parameters()) == (stock.dtype, stock.device, stock.num_parameters())  # fmt: skip
+    assert (fast.dtype, fast.device, fast.num_parameters()) == (
+        stock.dtype,
+        stock.device,
+        stock.num_parameters(),
+    )
     assert vars(fast).keys() - vars(stock).keys() == {KEY}
 
 
@@ -154,7 +158,9 @@ def test_checkpoints_with_old_names(name, tmp_path):
     stock.set_attn_implementation("sdpa")
     stock.config.save_pretrained(tmp_path)
     torch.save(old_names(stock.state_dict()), tmp_path / "pytorch_model.bin")
-    assert any("encoder.layer.1.attention.attention.query" in key for key in old_names(stock.state_dict()))  # fmt: skip
+    assert any(
+        "encoder.layer.1.attention.attention.query" in key for key in old_names(stock.state_dict())
+    )
     fast = getattr(vit_fast, name).from_pretrained(tmp_path).eval()
     assert_fast(fast, stock, PIXELS)
     # and what it saves is what the stock class saves

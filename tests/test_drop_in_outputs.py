@@ -7,6 +7,7 @@ from transformers.utils import output_capturing
 
 from models import images
 from twins import ATOL, PIXELS, assert_fast, assert_same, assert_stock, reason, twins
+from vit_fast.swap import state_of
 
 CLASSES = [ViTModel, ViTForImageClassification]
 NEW = hasattr(output_capturing, "resolve_hidden_states_indices")  # transformers >= 5.2x
@@ -103,7 +104,9 @@ def test_arguments_by_position():
 def test_other_sizes(cls, size):
     """Interpolated positions; what the patch does not divide is left out at the edge, as a convolution does."""
     stock, fast = twins(cls)
-    assert_fast(fast, stock, images(2, 3, *size), interpolate_pos_encoding=True, output_hidden_states=True)  # fmt: skip
+    assert_fast(
+        fast, stock, images(2, 3, *size), interpolate_pos_encoding=True, output_hidden_states=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,11 +159,15 @@ def test_pixels_of_another_dtype_are_converted_as_transformers_does(dtype):
     assert_fast(fast, stock, pixels / 255 if dtype != torch.uint8 else pixels // 64)
 
 
-@pytest.mark.parametrize("pixels", [
-    PIXELS.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
-    images(2, 3, 32, 64)[..., ::2],
-    PIXELS[:1].expand(3, -1, -1, -1),
-], ids=["channels last", "every other column", "expanded"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        PIXELS.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        images(2, 3, 32, 64)[..., ::2],
+        PIXELS[:1].expand(3, -1, -1, -1),
+    ],
+    ids=["channels last", "every other column", "expanded"],
+)
 def test_strides(pair, pixels):
     assert_fast(pair[1], pair[0], pixels)
 
@@ -189,9 +196,7 @@ def test_results_belong_to_the_caller(pair):
 
 
 def test_the_classifier_computes_one_row_of_the_last_block():
-    stock, fast = twins(ViTForImageClassification)
-    from vit_fast.swap import state_of
-
+    _, fast = twins(ViTForImageClassification)
     rows = []
     with torch.no_grad():
         fast(PIXELS)

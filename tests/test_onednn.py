@@ -59,7 +59,9 @@ def test_odd_sizes(kind, M, K, N):
     assert_as_accurate(y, DEFINITION(*f64(x, w, b)), DEFINITION(x, w, b))
 
 
-@pytest.mark.parametrize("layout", ["class token", "transposed", "every other", "four axes", "empty", "one axis"])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout", ["class token", "transposed", "every other", "four axes", "empty", "one axis"]
+)
 def test_layouts(layout):
     w = torch.randn(24, 16)
     x = {

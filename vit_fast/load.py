@@ -110,6 +110,8 @@ def _config(source: str, hub: dict[str, Any]) -> dict[str, Any]:
         raise OSError(
             f"cannot read the config of {source!r} ({_first_line(error)}): expected {expected}"
         ) from error
+    except TypeError:  # of some releases, for JSON that is not an object
+        fields = None
     if not isinstance(fields, dict) or not ("model_type" in fields or "architectures" in fields):
         raise ValueError(f"the config.json of {source!r} names no model: expected a model_type")
     return fields

@@ -30,6 +30,7 @@ class Request(NamedTuple):
     all_states: bool  # hidden_states is part of the answer
     as_tuple: bool
     labels: Tensor | None = None
+    loss: Mapping[str, Any] = {}  # what else the loss function is given
 
 
 def defaults_of(config: PreTrainedConfig) -> Defaults:

@@ -169,6 +169,8 @@ def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Default
     take = arguments.pop
     pixels = take("pixel_values", None)
     labels = take("labels", None)
+    # given by Trainer; of the model only the loss reads it
+    loss = {k: take(k) for k in ("num_items_in_batch",) if labels is not None and k in arguments}
     resize = take("interpolate_pos_encoding", None)
     attentions = take("output_attentions", defaults.attentions)
     asked = take("output_hidden_states", defaults.hidden_states)
@@ -199,7 +201,7 @@ def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Default
         return states
     bare = encoder is model
     as_tuple = as_dict is False if bare else as_dict is not None and not as_dict
-    return Request(pixels, states, bool(asked), as_tuple, labels)
+    return Request(pixels, states, bool(asked), as_tuple, labels, loss)
 
 
 def rows(model: PreTrainedModel) -> int | None:
@@ -218,6 +220,6 @@ def answer(
     logits = model.classifier(tokens[:, 0, :])
     loss = None
     if request.labels is not None:
-        loss = model.loss_function(request.labels, logits, model.config)
+        loss = model.loss_function(request.labels, logits, model.config, **request.loss)
     states = hidden_states(request, kept, len(model.vit.layers))
     return ImageClassifierOutput(loss, logits, states)
