@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 def context_forbids(device: torch.device) -> str:
     """Why the context of this call needs PyTorch's own operations, or ""."""
-    if torch.is_autocast_enabled(device.type):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
         # it chooses dtypes operation by operation
         return "autocast is on"
     if forward_ad._current_level >= 0:

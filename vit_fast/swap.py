@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from vit_fast.families import bind_encoder, family_of
-from vit_fast.families.calls import Defaults, defaults_of
+from vit_fast.families.calls import Defaults, defaults_of, hidden_states
 from vit_fast.families.modules import STOCK, active_dropout, stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import Ops, choose_ops
@@ -39,6 +39,9 @@ class Bound(NamedTuple):
     engine: ViT | None = None
     ops: Ops | None = None
     ops_reason: str = ""
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    rows: int | None = None  # how many tokens an answer needs of the last block, None for all
 
 
 class State:
@@ -52,8 +55,8 @@ class State:
         self.arguments = tuple(inspect.signature(stock_class(model).forward).parameters)[1:]
         self.bound: Bound | None = None
         self.lock = threading.Lock()
-        # the config's fields when they were read, and what they say
-        self.defaults: tuple[dict[str, Any], Defaults] | None = None
+        # the config, its fields, what those were when they were read, and what they say of every call
+        self.config: tuple[PreTrainedConfig, dict, dict, Defaults] | None = None
         self.fast_calls = self.other_calls = 0
         self.last_was_fast: bool | None = None
         self.last_reason = ""
@@ -89,36 +92,39 @@ class State:
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             engine = ViT.reading(spec, sources)
-        return Bound(watch, "", engine, ops, why)
+        rows = self.family.rows(model)
+        return Bound(watch, "", engine, ops, why, weight.device, weight.dtype, rows)
 
     def answer(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The output of a call, or the reason why transformers' own forward has to give it, a str."""
-        fields = vars(model.config)
-        if self.defaults is None or self.defaults[0] != fields:
-            self.defaults = dict(fields), defaults_of(model.config)
-        defaults = self.defaults[1]
+        known = self.config
+        if known is None or known[0] is not model.config or known[1] != known[2]:
+            fields = vars(model.config)
+            known = self.config = model.config, fields, dict(fields), defaults_of(model.config)
+        defaults = known[3]
         if defaults.refused:
             return defaults.refused
-        arguments = {**dict(zip(self.arguments, args)), **kwargs} if args else dict(kwargs)
-        request = self.family.request(model, arguments, defaults)
-        if type(request) is str:
-            return request
-        pixels = request.pixels
-        if forbidden := context_forbids(pixels.device):
-            return forbidden
-        if global_hooks_are_set() or torch.jit.is_tracing():
-            return "hooks for all modules are set, or torch.jit is tracing"
+        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+            return "a torch.func transform or torch.jit.trace is active"
         bound = self.binding(model)
         if bound.refused:
             return bound.refused
         engine = bound.engine
+        arguments = {**dict(zip(self.arguments, args)), **kwargs} if args else dict(kwargs)
+        request = self.family.request(engine.spec, bound.device, model, arguments, defaults)
+        if type(request) is str:
+            return request
+        pixels = request.pixels
+        if forbidden := context_forbids(bound.device):
+            return forbidden
+        if global_hooks_are_set():
+            return "hooks for all modules are set"
         if gradient_wanted(pixels, bound.watch.parameters):
             self._warn(model)
             return "a gradient is wanted: grad mode is on, and an input or a parameter requires one"
-        tokens, kept = engine.encode(
-            pixels.to(engine.dtype), bound.ops, self.family.rows(model), request.states
-        )
-        output = self.family.answer(model, request, tokens, kept)
+        tokens, kept = engine.encode(pixels.to(bound.dtype), bound.ops, bound.rows, request.states)
+        states = hidden_states(request, kept, engine.spec.depth)
+        output = self.family.answer(model, request, tokens, states)
         return output.to_tuple() if request.as_tuple else output
 
     def _warn(self, model: PreTrainedModel) -> None:

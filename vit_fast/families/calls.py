@@ -4,13 +4,14 @@ The decorators are `capture_outputs`, `can_return_tuple` and `merge_with_config_
 What is not understood here exactly is not answered here: transformers' own forward is called instead.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import output_capturing
+from transformers.utils import ModelOutput, output_capturing
 
 # implementations of exact softmax attention that return no attention maps
 EXACT_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")  # fmt: skip
@@ -27,7 +28,7 @@ class Defaults(NamedTuple):
 class Request(NamedTuple):
     pixels: Tensor  # [B, C, H, W], any dtype
     states: tuple[int, ...]  # which hidden states
-    all_states: bool  # hidden_states is part of the answer
+    with_states: bool  # hidden_states is part of the answer
     as_tuple: bool
     labels: Tensor | None = None
     loss: Mapping[str, Any] = {}  # what else the loss function is given
@@ -67,8 +68,18 @@ def states_wanted(encoder: PreTrainedModel, asked: Any, depth: int) -> tuple[int
     return f"output_hidden_states is {asked!r}"
 
 
+def output_of(cls: type[ModelOutput], **fields: Any) -> ModelOutput:
+    """cls(**fields), for all fields of `cls` in order, without the 10 us that its own checks take each time."""
+    output = cls.__new__(cls)
+    vars(output).update(fields)
+    for name, value in fields.items():
+        if value is not None:
+            OrderedDict.__setitem__(output, name, value)
+    return output
+
+
 def hidden_states(
     request: Request, kept: Mapping[int, Tensor], depth: int
 ) -> tuple[Tensor | None, ...] | None:
     """depth + 1 entries, None for those that were not selected."""
-    return tuple(map(kept.get, range(depth + 1))) if request.all_states else None
+    return tuple(map(kept.get, range(depth + 1))) if request.with_states else None

@@ -4,10 +4,10 @@ A class token, learned positions, q, k and v each a Linear of its own, erf-GELU,
 pooler, tanh(dense(class token)); the classifier takes the class token itself.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 from transformers.activations import ACT2FN
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 from transformers.models.vit import modeling_vit
 from transformers.utils import ModelOutput
 
-from vit_fast.families.calls import Defaults, Request, hidden_states, states_wanted
+from vit_fast.families.calls import Defaults, Request, output_of, states_wanted
 from vit_fast.families.modules import attribute, child, exactly, parameters_of
 from vit_fast.spec import ACTIVATIONS, POOLER_ACTIVATIONS, ViTSpec
 
@@ -23,6 +23,8 @@ MODEL_TYPE = "vit"
 MODELS = (ViTModel, ViTForImageClassification)
 # plain attributes that change what a forward pass computes
 WATCHED = {
+    modeling_vit.ViTEmbeddings: ("image_size", "patch_size"),
+    modeling_vit.ViTPatchEmbeddings: ("num_channels",),
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.Dropout: ("p", "training"),
     nn.LayerNorm: ("eps",),
@@ -51,6 +53,10 @@ def encoder_spec(encoder: ViTModel) -> ViTSpec:
         raise ValueError(f"patch_size {conv.kernel_size}: only square patches are supported")
     if not len(layers):
         raise ValueError("the encoder has no layers")
+    if _pair(embeddings.patch_size) != conv.kernel_size:
+        raise ValueError(
+            f"embeddings.patch_size is {embeddings.patch_size}, of patches {conv.kernel_size}"
+        )
     norms = [encoder.layernorm, *(n for x in layers for n in (x.layernorm_before, x.layernorm_after))]  # fmt: skip
     if len({norm.eps for norm in norms}) != 1:
         raise ValueError(
@@ -61,7 +67,7 @@ def encoder_spec(encoder: ViTModel) -> ViTSpec:
         family=MODEL_TYPE,
         image_size=tuple(embeddings.image_size),
         patch=conv.kernel_size[0],
-        channels=conv.in_channels,
+        channels=embeddings.patch_embeddings.num_channels,
         dim=conv.out_channels,
         depth=len(layers),
         heads=inner // attention.head_dim,
@@ -164,13 +170,19 @@ def _activation(field: str, name: str, known: tuple[str, ...]) -> str:
     return ours
 
 
-def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Defaults) -> Request | str:
+def request(
+    spec: ViTSpec,
+    device: torch.device,
+    model: PreTrainedModel,
+    arguments: dict[str, Any],
+    defaults: Defaults,
+) -> Request | str:
     """What a call with these arguments by name asks for, or why transformers' own forward has to answer."""
     take = arguments.pop
     pixels = take("pixel_values", None)
     labels = take("labels", None)
     # given by Trainer; of the model only the loss reads it
-    loss = {k: take(k) for k in ("num_items_in_batch",) if labels is not None and k in arguments}
+    loss = {k: take(k) for k in ("num_items_in_batch",) if k in arguments and labels is not None}
     resize = take("interpolate_pos_encoding", None)
     attentions = take("output_attentions", defaults.attentions)
     asked = take("output_hidden_states", defaults.hidden_states)
@@ -180,26 +192,18 @@ def request(model: PreTrainedModel, arguments: dict[str, Any], defaults: Default
             return f"{name} is given"
     if attentions:
         return "output_attentions is asked for"
-    if getattr(pixels, "is_meta", False):
-        return "pixel_values are on the meta device"
-    if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4 or not len(pixels):
-        return "pixel_values are not a plain tensor [B, C, H, W] of at least one image"
-    encoder = model if isinstance(model, ViTModel) else model.vit
-    embeddings = encoder.embeddings
-    native, (_, channels, height, width) = embeddings.image_size, pixels.shape
-    if (
-        pixels.device != embeddings.cls_token.device
-        or channels != embeddings.patch_embeddings.num_channels
-    ):
+    if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
+        return "pixel_values are not a plain tensor [B, C, H, W]"
+    batch, channels, *size = pixels.shape
+    if not batch or channels != spec.channels or pixels.device != device:
         return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
-    if (height, width) != tuple(native):
-        patch = embeddings.patch_embeddings.projection.kernel_size[0]
-        if not resize or native[0] != native[1] or min(height, width) < patch:
-            return f"pixel_values of {height} x {width} for a model of {native[0]} x {native[1]}"
-    states = states_wanted(encoder, asked, len(encoder.layers)) if asked else ()
+    native = spec.image_size
+    if (*size,) != native and not (resize and native[0] == native[1] and min(size) >= spec.patch):
+        return f"pixel_values of {size[0]} x {size[1]} for a model of {native[0]} x {native[1]}"
+    bare = isinstance(model, ViTModel)
+    states = states_wanted(encoder_of(model), asked, spec.depth) if asked else ()
     if type(states) is str:
         return states
-    bare = encoder is model
     as_tuple = as_dict is False if bare else as_dict is not None and not as_dict
     return Request(pixels, states, bool(asked), as_tuple, labels, loss)
 
@@ -210,16 +214,28 @@ def rows(model: PreTrainedModel) -> int | None:
 
 
 def answer(
-    model: PreTrainedModel, request: Request, tokens: Tensor, kept: Mapping[int, Tensor]
+    model: PreTrainedModel,
+    request: Request,
+    tokens: Tensor,
+    states: tuple[Tensor | None, ...] | None,
 ) -> ModelOutput:
     """What transformers returns. Pooler and classifier are the live modules, with all that hangs on them."""
     if isinstance(model, ViTModel):
         pooled = None if model.pooler is None else model.pooler(tokens)
-        states = hidden_states(request, kept, len(model.layers))
-        return BaseModelOutputWithPooling(tokens, pooled, hidden_states=states)
-    logits = model.classifier(tokens[:, 0, :])
-    loss = None
+        return output_of(
+            BaseModelOutputWithPooling,
+            last_hidden_state=tokens,
+            pooler_output=pooled,
+            hidden_states=states,
+            attentions=None,
+        )
+    logits, loss = model.classifier(tokens[:, 0, :]), None
     if request.labels is not None:
         loss = model.loss_function(request.labels, logits, model.config, **request.loss)
-    states = hidden_states(request, kept, len(model.vit.layers))
-    return ImageClassifierOutput(loss, logits, states)
+    return output_of(
+        ImageClassifierOutput, loss=loss, logits=logits, hidden_states=states, attentions=None
+    )
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
