@@ -11,13 +11,9 @@ run is more than twice that of transformers in the same dtype, plus one unit of 
 import argparse
 import json
 import os
-import platform
-import re
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
@@ -29,8 +25,11 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the package
+
 import vit_fast
-from vit_fast.ops import choose_ops
+from benchmarks.measure import in_turn, machine, write
 
 HUB_MODEL = "google/vit-base-patch16-224"
 PHOTOGRAPHS = (
@@ -39,7 +38,6 @@ PHOTOGRAPHS = (
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 ACCURACY = ("difference", "error", "error_allowed")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -98,21 +96,6 @@ def load_reference(source: str, dtype: torch.dtype, attention: str, device: str)
     return getattr(model, "vit", model).to(device).eval()
 
 
-def timed(programs: dict[str, Callable], seconds: float, device: str) -> dict[str, list[float]]:
-    """Milliseconds a call, the programs in turn, round by round, after one round to warm up."""
-    rounds: list[list[float]] = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(rounds) < 4:
-        rounds.append([])
-        for program in programs.values():
-            begin = time.perf_counter()
-            program()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            rounds[-1].append((time.perf_counter() - begin) * 1e3)
-    return dict(zip(programs, map(list, zip(*rounds[1:], strict=True)), strict=True))
-
-
 def largest(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
@@ -141,7 +124,7 @@ def compare(
         results = {name: program() for name, program in programs.items()}
         theirs = largest(results["transformers, eager"], reference)
         allowed = 2 * theirs + torch.finfo(dtype).eps * float(reference.abs().max())
-        times = timed(programs, seconds / 2, device)
+        times = in_turn(programs, seconds / 2, device)
         for name, result in results.items():
             p50, p90 = (float(torch.tensor(times[name]).quantile(q)) for q in (0.5, 0.9))
             error = largest(result, reference)
@@ -167,26 +150,6 @@ def neighbours(model: vit_fast.ViT, photographs: Tensor) -> list[tuple[int, floa
     pooled = torch.nn.functional.normalize(pooled - pooled.mean(0), dim=1)
     cosine = (pooled @ pooled.T).fill_diagonal_(-1)
     return [(int(row.argmax()), float(row.max())) for row in cosine]
-
-
-def machine(device: str) -> dict[str, object]:
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
-    threads = None if device == "cuda" else torch.get_num_threads()
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "vit_fast": vit_fast.__version__,
-    }
-    return {"device": name, "threads": threads, "python": platform.python_version(), **versions}
-
-
-def cpu_name() -> str:
-    found = (
-        re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if os.path.exists("/proc/cpuinfo")
-        else None
-    )
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def main() -> int:
@@ -228,9 +191,8 @@ def main() -> int:
             images, do_rescale=False, do_normalize=False, return_tensors="pt"
         ).pixel_values
         print(f"{title}: {len(images)} photographs, {tuple(pixels.shape[1:])} pixels")
-        print(
-            f"vit-fast runs {choose_ops(model.device)[0].name} operations: {choose_ops(model.device)[1]}"
-        )
+        ops, why = vit_fast.ops.choose_ops(model.device)
+        print(f"vit-fast runs {ops.name} operations: {why}")
         print(f"timing, about {args.seconds:.0f} seconds ...", flush=True)
         rows, accurate = compare(source, photographs, pixels, args.batch, args.seconds, device)
         nearest = neighbours(model, photographs)
@@ -263,13 +225,9 @@ def main() -> int:
         for n, (o, c) in zip(PHOTOGRAPHS, nearest, strict=True)
     }
     results = {"model": title, "batch": args.batch, **card, "rows": rows, "nearest": pairs}
-    slug = re.sub(r"\W+", "_", str(card["device"]).lower()).strip("_")
-    path = ROOT / ("benchmarks/results" if args.record else ".benchmarks") / slug / "demo.json"
     print("\n" + ("same answers" if accurate else "NOT AS ACCURATE AS ALLOWED"), end="; ")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"written to {os.path.relpath(path)}")
+        print(f"written to {os.path.relpath(write('demo', results, args.record))}")
     except OSError as error:
         print(f"not written: {error}")
     return 0 if accurate else 1

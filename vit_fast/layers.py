@@ -57,8 +57,8 @@ class Linear(nn.Module):
             whole = torch.cat(parts) if len(parts) > 1 else parts[0]
             return ops.pack(whole if out is None else whole[out])
 
-        rows = None if out is None else (out.start, out.stop)
-        return self._derived.get((ops.pack, rows), parts, build)
+        key = ops.pack if out is None else (ops.pack, out.start, out.stop)
+        return self._derived.get(key, parts, build)
 
 
 class LayerNorm(nn.Module):

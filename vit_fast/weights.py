@@ -81,10 +81,8 @@ def _count_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             _steps[p] = _steps.get(p, 0) + 1
 
 
-def _state(t: Tensor) -> tuple[Any, ...]:
-    # inference tensors keep no version
-    version = None if t.is_inference() else t._version
-    return t.data_ptr(), t.device, t.dtype, version, _steps.get(t, 0) if _steps else 0
+def _steps_of(sources: Sequence[Tensor]) -> list[int]:
+    return [_steps.get(t, 0) for t in sources] if _steps else []
 
 
 class _Kept:
@@ -94,15 +92,23 @@ class _Kept:
         if not _counting:
             _counting.append(True)
             register_optimizer_step_post_hook(_count_steps)
-        self.sources = [(weakref.ref(t), _state(t)) for t in sources]
+        # inference tensors keep no version
+        self.sources = [
+            (weakref.ref(t), t.data_ptr(), t.dtype, None if t.is_inference() else t._version)
+            for t in sources
+        ]
+        self.steps = _steps_of(sources)
         # held, so that new memory cannot come to lie at the same address
         self.storages = [t.untyped_storage() for t in sources]
         self.result = result
 
     def is_of(self, sources: Sequence[Tensor]) -> bool:
-        return all(
-            ref() is t and state == _state(t) for (ref, state), t in zip(self.sources, sources)
-        )
+        for (ref, address, dtype, version), t in zip(self.sources, sources):
+            if ref() is not t or t.data_ptr() != address or t.dtype is not dtype:
+                return False
+            if version is not None and t._version != version:
+                return False
+        return not _steps or _steps_of(sources) == (self.steps or [0] * len(sources))
 
 
 def _build(build: Callable[[], Tensor]) -> Tensor:
@@ -132,6 +138,14 @@ class Derived:
             return build()
         if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
             return build()
+        kept = self._kept.get(key)
+        if kept is None or not kept.is_of(sources) or isinstance(key, tuple):
+            return self._make(key, sources, build)
+        return kept.result
+
+    def _make(
+        self, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Tensor]
+    ) -> Tensor:
         if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
             # memory of the graph being captured is not to be kept
             return build()

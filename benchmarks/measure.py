@@ -1,0 +1,70 @@
+"""Timing in turn, the machine's card, and where results files go."""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import vit_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def in_turn(
+    programs: Mapping[str, Callable[[], object]],
+    seconds: float,
+    device: str = "cpu",
+    least: int = 4,
+) -> dict[str, list[float]]:
+    """Milliseconds a call, the programs in turn, round by round, after one round to warm up."""
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(rounds) <= least:
+        rounds.append([])
+        for program in programs.values():
+            begin = time.perf_counter()
+            program()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            rounds[-1].append((time.perf_counter() - begin) * 1e3)
+    return dict(zip(programs, map(list, zip(*rounds[1:], strict=True)), strict=True))
+
+
+def quantile(values: list[float], q: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+
+
+def machine(device: str) -> dict[str, object]:
+    """What a reader has to know of the machine beside the numbers."""
+    cuda = device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "threads": None if cuda else torch.get_num_threads(),
+        "capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "vit_fast": vit_fast.__version__,
+    }
+
+
+def cpu_name() -> str:
+    path = "/proc/cpuinfo"
+    found = re.search(r"model name\s*: (.+)", Path(path).read_text()) if os.path.exists(path) else None  # fmt: skip
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def write(name: str, results: dict[str, Any], record: bool) -> Path:
+    """To benchmarks/results/<device>/, or .benchmarks/<device>/ where git does not look."""
+    slug = re.sub(r"\W+", "_", str(results["device"]).lower()).strip("_")
+    path = ROOT / ("benchmarks/results" if record else ".benchmarks") / slug / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return path
