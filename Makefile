@@ -6,15 +6,21 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/ready
 
-.PHONY: help demo test test-slow lint clean
+# the oldest transformers that is supported, in an environment of its own
+OLDEST := 5.17.0
+OLD := .venv-$(OLDEST)
+OLD_PIP := $(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLD)/constraints.txt
+
+.PHONY: help demo test test-slow test-matrix lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       run a Vision Transformer on real photographs (MODEL=<folder or hub name> for your own)"
 	@echo "make test       the tests, without a GPU in Triton's interpreter (WORKERS=2)"
 	@echo "make test-slow  the same with the full matrices"
+	@echo "make test-matrix  the tests with the oldest and the newest transformers that are supported"
 	@echo "make lint       ruff check, ruff format"
-	@echo "make clean      remove .venv and caches"
+	@echo "make clean      remove .venv, .venv-* and caches"
 	@echo "Each makes .venv first; PYTHON=python3.12 picks another interpreter (>= 3.10)."
 
 $(READY): setup.py pyproject.toml constraints.txt
@@ -33,9 +39,23 @@ test: $(READY)
 test-slow: $(READY)
 	@$(PY) -m pytest -n $(WORKERS) -m ""
 
+$(OLD)/ready: setup.py pyproject.toml constraints.txt
+	@echo "making $(OLD), with transformers $(OLDEST)"
+	@$(PYTHON) -m venv $(OLD)
+	@sed 's/^transformers==.*/transformers==$(OLDEST)/' constraints.txt > $(OLD)/constraints.txt
+	@$(OLD_PIP) torch
+	@$(OLD_PIP) -e ".[dev,demo]"
+	@touch $@
+
+test-matrix: $(READY) $(OLD)/ready
+	@for python in $(OLD)/bin/python $(PY); do \
+		$$python -c "import transformers; print('transformers', transformers.__version__)" && \
+		$$python -m pytest -n $(WORKERS) || exit 1; \
+	done
+
 lint: $(READY)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache

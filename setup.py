@@ -9,12 +9,12 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vit_fast/__init__.py").read_text(), re.M)
 
 DEMO = ["scikit-image"]
-TEST = [*DEMO, "pytest", "pytest-benchmark", "pytest-xdist", "setuptools>=77"]
+TEST = [*DEMO, "accelerate", "peft", "pytest", "pytest-benchmark", "pytest-xdist", "setuptools>=77"]
 
 setup(
     name="vit-fast",
     version=VERSION[1],
-    description="Vision Transformer encoders on Triton kernels, with Hugging Face weights",
+    description="Runs the Vision Transformers of Hugging Face transformers faster, by changing one import",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",

@@ -18,7 +18,7 @@ from vit_fast import weights
 from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed
 from vit_fast.ops import Ops, choose_ops, torch_ops
 from vit_fast.pixels import check_pixels
-from vit_fast.runtime import context_forbids, gradient_wanted
+from vit_fast.runtime import autocast_is_on, mode_forbids
 from vit_fast.spec import ViTSpec
 from vit_fast.watch import Watch
 from vit_fast.weights import Derived, Normalization
@@ -230,18 +230,10 @@ class ViT(nn.Module):
         ops = self.ops or choose_ops(pixels.device, self.dtype, self.spec.head_dim)[0]
         if ops.differentiable:
             return ops
-        if context_forbids(pixels.device):
+        if autocast_is_on(pixels.device) or mode_forbids():
             return torch_ops()
-        if torch.compiler.is_compiling():
-            if not gradient_wanted(pixels, self.parameters()):
-                return ops
-        elif not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not (pixels.requires_grad or self._wants_gradient()):
             return ops
-        else:
-            if self._watch is None or not self._watch.unchanged():
-                self._watch = Watch(self.modules())
-            if not (pixels.requires_grad or self._watch.wants_gradient()):
-                return ops
         if not (self._warned or self.training or torch.compiler.is_compiling()):
             self._warned = True
             warnings.warn(
@@ -250,3 +242,10 @@ class ViT(nn.Module):
                 stacklevel=3,
             )
         return torch_ops()
+
+    def _wants_gradient(self) -> bool:
+        if torch.compiler.is_compiling():
+            return any(p.requires_grad for p in self.parameters())
+        if self._watch is None or not self._watch.unchanged():
+            self._watch = Watch(self.modules())
+        return self._watch.wants_gradient()

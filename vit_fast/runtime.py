@@ -3,18 +3,12 @@
 One answer for ViT, which then takes torch_ops(), and for a drop-in, which then calls transformers' own forward.
 """
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def context_forbids(device: torch.device) -> str:
-    """Why the context of this call needs PyTorch's own operations, or ""."""
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type):
-        # it chooses dtypes operation by operation
-        return "autocast is on"
+def mode_forbids() -> str:
+    """Why the mode that PyTorch is in needs its own operations, or ""."""
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is on"
     if torch.compiler.is_compiling():
@@ -27,8 +21,6 @@ def context_forbids(device: torch.device) -> str:
     return ""
 
 
-def gradient_wanted(pixels: Tensor, parameters: Iterable[Tensor]) -> bool:
-    """Whether autograd would record this call."""
-    if not torch.is_grad_enabled():
-        return False
-    return pixels.requires_grad or any(p.requires_grad for p in parameters)
+def autocast_is_on(device: torch.device) -> bool:
+    """It chooses dtypes operation by operation, so it needs PyTorch's own."""
+    return torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type)

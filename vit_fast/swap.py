@@ -22,7 +22,7 @@ from vit_fast.families.calls import Defaults, defaults_of, hidden_states
 from vit_fast.families.modules import STOCK, active_dropout, stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import Ops, choose_ops
-from vit_fast.runtime import context_forbids, gradient_wanted
+from vit_fast.runtime import autocast_is_on, mode_forbids
 from vit_fast.watch import Watch, global_hooks_are_set
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
@@ -104,8 +104,10 @@ class State:
         defaults = known[3]
         if defaults.refused:
             return defaults.refused
-        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
-            return "a torch.func transform or torch.jit.trace is active"
+        if mode := mode_forbids():
+            return mode
+        if torch.jit.is_tracing() or global_hooks_are_set():
+            return "torch.jit is tracing, or hooks for all modules are set"
         bound = self.binding(model)
         if bound.refused:
             return bound.refused
@@ -115,11 +117,9 @@ class State:
         if type(request) is str:
             return request
         pixels = request.pixels
-        if forbidden := context_forbids(bound.device):
-            return forbidden
-        if global_hooks_are_set():
-            return "hooks for all modules are set"
-        if gradient_wanted(pixels, bound.watch.parameters):
+        if autocast_is_on(bound.device):
+            return "autocast is on"
+        if torch.is_grad_enabled() and (pixels.requires_grad or bound.watch.wants_gradient()):
             self._warn(model)
             return "a gradient is wanted: grad mode is on, and an input or a parameter requires one"
         tokens, kept = engine.encode(pixels.to(bound.dtype), bound.ops, bound.rows, request.states)

@@ -181,8 +181,10 @@ def request(
     take = arguments.pop
     pixels = take("pixel_values", None)
     labels = take("labels", None)
-    # given by Trainer; of the model only the loss reads it
-    loss = {k: take(k) for k in ("num_items_in_batch",) if k in arguments and labels is not None}
+    loss = {}
+    if labels is not None and "num_items_in_batch" in arguments:
+        # given by Trainer; of the model only the loss reads it
+        loss = {"num_items_in_batch": take("num_items_in_batch")}
     resize = take("interpolate_pos_encoding", None)
     attentions = take("output_attentions", defaults.attentions)
     asked = take("output_hidden_states", defaults.hidden_states)
@@ -194,12 +196,13 @@ def request(
         return "output_attentions is asked for"
     if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
         return "pixel_values are not a plain tensor [B, C, H, W]"
-    batch, channels, *size = pixels.shape
+    batch, channels, height, width = pixels.shape
     if not batch or channels != spec.channels or pixels.device != device:
         return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
     native = spec.image_size
-    if (*size,) != native and not (resize and native[0] == native[1] and min(size) >= spec.patch):
-        return f"pixel_values of {size[0]} x {size[1]} for a model of {native[0]} x {native[1]}"
+    resized = (height, width) != native
+    if resized and not (resize and native[0] == native[1] and min(height, width) >= spec.patch):
+        return f"pixel_values of {height} x {width} for a model of {native[0]} x {native[1]}"
     bare = isinstance(model, ViTModel)
     states = states_wanted(encoder_of(model), asked, spec.depth) if asked else ()
     if type(states) is str:
