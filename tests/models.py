@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig
 
-from vit_fast import Normalization, Ops, ViTSpec, torch_ops
+from vit_fast import Normalization, Ops, ViTSpec, onednn, torch_ops
 
 NORM = Normalization(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # where triton_ops() runs: the GPU, else Triton's interpreter
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
+WHY_NOT_ONEDNN = onednn.why_not(torch.float32)
+needs_onednn = pytest.mark.skipif(bool(WHY_NOT_ONEDNN), reason=WHY_NOT_ONEDNN)
 
 SPEC = ViTSpec(
     family="vit",

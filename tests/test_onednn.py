@@ -8,14 +8,13 @@ import torch
 from transformers import ViTModel
 
 from accuracy import assert_as_accurate
-from models import SPEC, hf_model, images
+from models import SPEC, hf_model, images, needs_onednn
 from tensors import f64, values
 from vit_fast import ViT, cpu_ops, onednn, torch_ops
 from vit_fast.onednn import onednn_linear, pack
 from vit_fast.spec import ACTIVATIONS
 
-REASON = onednn.why_not(torch.float32)
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = needs_onednn
 
 DEFINITION = torch_ops().linear
 

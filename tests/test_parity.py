@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+import vit_fast
 from accuracy import assert_as_accurate
-from models import DEVICE, NORM, hf_model, images, in_float64, needs_triton
-from vit_fast import Ops, ViT, torch_ops, triton_ops
+from models import DEVICE, NORM, hf_model, images, in_float64, needs_onednn, needs_triton
+from vit_fast import Ops, ViT, cpu_ops, torch_ops, triton_ops
 
 ATOL = {
     torch.float32: 2e-5,
@@ -91,6 +92,13 @@ def test_torch(case, dtype):
     compare(case, dtype, torch_ops())
 
 
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_cpu(case, dtype):
+    compare(case, dtype, cpu_ops())
+
+
 @pytest.mark.parametrize("case", ["encoder", "classifier", "landscape", "head_dim 72"])
 def test_torch_fp16(case):
     compare(case, torch.float16, torch_ops())
@@ -130,6 +138,8 @@ def test_triton_bf16(case):
         (torch_ops, torch.float32),
         (torch_ops, torch.bfloat16),
         (torch_ops, torch.float16),
+        pytest.param(cpu_ops, torch.float32, marks=needs_onednn),
+        pytest.param(cpu_ops, torch.bfloat16, marks=needs_onednn),
         pytest.param(triton_ops, torch.float32, marks=needs_triton),
         pytest.param(triton_ops, torch.float16, marks=needs_triton),
     ],
@@ -166,7 +176,7 @@ def test_bytes_in_any_layout():
 
 
 def test_vit_base():
-    """ViT-B/16 at full size."""
+    """ViT-B/16 at full size, as the bare runtime and as a drop-in."""
     sizes = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
     sizes |= dict(intermediate_size=3072, image_size=224, patch_size=16)
     hf = hf_model(ViTModel, **sizes)
@@ -175,4 +185,8 @@ def test_vit_base():
         y = ViT.from_hf(hf)(pixels)
         baseline = hf(pixels).last_hidden_state
         ref = in_float64(hf)(pixels.double()).last_hidden_state
+        hf.set_attn_implementation("sdpa")
+        z = vit_fast.accelerate(hf)(pixels).last_hidden_state
+        assert vit_fast.explain(hf)[0].fast
     check(y, ref, baseline)
+    check(z, ref, baseline)
