@@ -1,19 +1,10 @@
-"""Bad input: one line that says what was given, what was expected, what to do."""
-
-import json
-import pickle
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Bad pixels and live models: one line that says what was given, what was expected, what to do."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BatchFeature,
-    BertConfig,
-    BertModel,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
@@ -21,27 +12,13 @@ from transformers import (
 )
 
 from models import TINY, hf_model, images
+from refusals import refused
 from vit_fast import Normalization, ViT
-
-
-@contextmanager
-def refused(error: type[Exception], *parts: str) -> Iterator[None]:
-    """`error` with a message of one line that has every part, in this order."""
-    with pytest.raises(error, match=".*".join(re.escape(part) for part in parts)) as info:
-        yield
-    assert "\n" not in str(info.value)
-    assert type(info.value) is error
 
 
 @pytest.fixture(scope="module")
 def vit() -> ViT:
     return ViT.from_hf(hf_model(ViTModel))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    hf_model(ViTModel).save_pretrained(tmp_path)
-    return tmp_path
 
 
 # pixels
@@ -178,69 +155,6 @@ def test_weights_that_are_nowhere_or_everywhere():
         ViT.from_hf(hf)
 
 
-# checkpoints
-
-
-def test_arguments(folder):
-    with refused(ValueError, "dtype", "torch.bfloat16", "torch.int8"):
-        ViT.from_pretrained(folder, dtype=torch.int8)
-    with refused(ValueError, "dtype", "'bfloat16'"):
-        ViT.from_pretrained(folder, dtype="bfloat16")
-    with refused(TypeError, "unknown argument torch_dtype", "revision"):
-        ViT.from_pretrained(folder, torch_dtype=torch.float32)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(folder):
-    with refused(ValueError, "device is 'cuda'", "no CUDA GPU", "device='cpu'"):
-        ViT.from_pretrained(folder, device="cuda")
-
-
-def test_nothing_there(tmp_path):
-    with refused(OSError, "no config.json", "save_pretrained"):
-        ViT.from_pretrained(tmp_path)
-    with refused(OSError, "not a folder", "hub id"):
-        ViT.from_pretrained(tmp_path / "missing")
-    with refused(OSError, "'./missing' is not a folder"):
-        ViT.from_pretrained("./missing")
-    (tmp_path / "config.json").write_text("{")
-    with refused(OSError, "cannot read the config", "JSON"):
-        ViT.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["[]", "{}"])
-def test_a_config_without_a_model(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with refused(ValueError, "config.json", "names no model", "model_type"):
-        ViT.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ({"hidden_act": "bogus"}, ("cannot make a ViTModel", "bogus", "config.json")),
-        ({"num_attention_heads": 0}, ("cannot make a ViTModel", "config.json")),
-        ({"hidden_size": "64"}, ("cannot make a ViTModel", "hidden_size", "config.json")),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, ("quantized", "dequantized")),
-    ],
-    ids=str,
-)
-def test_a_nonsensical_config(folder, change, parts):
-    fields = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(fields | change))
-    with refused(ValueError, *parts):
-        ViT.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "values", ['{"image_mean": "x", "image_std": [1]}', "{", '{"image_mean": 0, "image_std": 0}']
-)
-def test_nonsensical_processor_values(folder, values):
-    (folder / "preprocessor_config.json").write_text(values)
-    with refused(ValueError, "preprocessor_config.json", "image_mean and image_std"):
-        ViT.from_pretrained(folder)
-
-
 def test_adapters_around_the_model():
     class PeftModel(torch.nn.Module):
         def merge_and_unload(self):
@@ -253,103 +167,6 @@ def test_adapters_around_the_model():
 def test_a_batch_as_a_processor_returns_it(vit):
     with refused(TypeError, "got BatchFeature", "['pixel_values']"):
         vit(BatchFeature({"pixel_values": images(*F32)}))
-
-
-def test_a_hub_id_that_cannot_be_reached(tmp_path):
-    """Not in the cache, and no network to ask: what a wrong name looks like offline."""
-    with refused(
-        OSError, "cannot read the config of 'nobody/no-such-model'", "hub id that exists", "network"
-    ):
-        ViT.from_pretrained("nobody/no-such-model", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_an_architecture_that_is_not_a_vit(tmp_path):
-    tiny = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertModel(BertConfig(vocab_size=10, **tiny)).save_pretrained(tmp_path)
-    with refused(ValueError, "BertModel", "ViTModel or ViTForImageClassification"):
-        ViT.from_pretrained(tmp_path)
-    hf_model(ViTForMaskedImageModeling).save_pretrained(tmp_path)
-    with refused(ValueError, "ViTForMaskedImageModeling", "ViTModel"):
-        ViT.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of the future"}))
-    with refused(ValueError, "model_type 'of the future'", "ViTModel"):
-        ViT.from_pretrained(tmp_path)
-
-
-def test_weights_that_are_no_file_of_weights(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_text("some text, no weights")
-    with refused(ValueError, "weights"):
-        ViT.from_pretrained(folder)
-
-
-def test_no_weights(folder):
-    (folder / "model.safetensors").unlink()
-    with refused(OSError, "cannot read the weights", "model.safetensors"):
-        ViT.from_pretrained(folder)
-
-
-def test_broken_weights(folder):
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with refused(OSError, "cannot read the weights", "safetensors"):
-        ViT.from_pretrained(folder)
-
-
-class Payload:
-    """What torch.load(weights_only=True) refuses to make."""
-
-    made = False
-
-    def __reduce__(self):
-        return (setattr, (Payload, "made", True))
-
-
-def test_a_pickle_that_runs_code(folder):
-    (folder / "model.safetensors").unlink()
-    torch.save({"layernorm.weight": Payload()}, folder / "pytorch_model.bin")
-    with refused(ValueError, "pickle", "weights_only", "safetensors"):
-        ViT.from_pretrained(folder)
-    assert not Payload.made
-    pickle.loads(pickle.dumps(Payload()))
-    assert Payload.made
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (lambda w: w.pop("layernorm.bias"), ("1 missing: layernorm.bias",)),
-        (
-            lambda w: w.pop("cls_token", w.pop("embeddings.cls_token")),
-            ("1 missing: embeddings.cls_token",),
-        ),
-        (lambda w: [w.pop(k) for k in list(w) if "layer" in k], ("missing", ", ...")),
-        (lambda w: w.update(extra=torch.zeros(3)), ("1 unexpected: extra",)),
-        (
-            lambda w: w.update({"layernorm.bias": torch.zeros(7)}),
-            ("1 of another shape", "(7,) for (64,)"),
-        ),
-    ],
-    ids=["missing", "class token", "all layers", "unexpected", "shape"],
-)
-def test_weights_that_do_not_fit(folder, change, parts):
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with refused(ValueError, "not those of its ViTModel", *parts, "config.json"):
-        ViT.from_pretrained(folder)
-
-
-def test_a_classifier_without_its_head(tmp_path):
-    """transformers would start it at random."""
-    hf_model(ViTForImageClassification).save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["classifier.weight"], weights["classifier.bias"]
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with refused(
-        ValueError, "ViTForImageClassification", "2 missing: classifier.bias, classifier.weight"
-    ):
-        ViT.from_pretrained(tmp_path)
 
 
 def test_behaviour_that_only_the_module_has():
@@ -374,11 +191,3 @@ def test_hooks_of_transformers_itself():
     model = hf_model(ViTModel)
     model(images(*F32), output_hidden_states=True)
     ViT.from_hf(model)
-
-
-def test_half_a_pooler(folder):
-    weights = load_file(folder / "model.safetensors")
-    del weights["pooler.dense.bias"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with refused(ValueError, "1 missing: pooler.dense.bias"):
-        ViT.from_pretrained(folder)
