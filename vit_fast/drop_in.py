@@ -19,11 +19,9 @@ T = TypeVar("T")
 def accelerate(model: T, *, cpu: str = "auto") -> T:
     """Makes the vision encoders in `model` run on vit-fast's engine, in place; returns `model`.
 
-    model: an nn.Module, or an object with some among its attributes (a pipeline). Each outermost module whose class
-    is
+    model: an nn.Module, or an object with some among its attributes (a pipeline). Each outermost module whose class is
         exactly a supported one of transformers gets that class's fast twin: same name, same parameters, same state
-        dict, same outputs. Where the fast path does not apply to a call, transformers' own forward runs: see
-        explain().
+        dict, same outputs. Where the fast path does not apply to a call, transformers' own forward runs: see explain().
     cpu: "auto", the fast operations of this CPU where it has them, which keep a packed copy of the weights of linear
         layers; or "plain", PyTorch's own, which keep one of q, k and v.
 
@@ -65,7 +63,7 @@ def refresh(model: T) -> T:
     """
     for _, module in _modules(model):
         if stock_class(module) is not type(module):
-            swap(module, state_of(module).cpu)
+            state_of(module).bound = None
         elif isinstance(module, ViT):
             module.refresh()
     return model
