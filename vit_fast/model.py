@@ -1,8 +1,7 @@
 """ViT: the runtime of a Vision Transformer encoder, an nn.Module with timm's parameter names.
 
 Its layers are in layers.py, the arithmetic in ops.py, what is derived from parameters in weights.py. There is no
-dropout: train() changes nothing. A drop-in runs one that reads the live parameters of a transformers model
-(ViT.reading).
+dropout: train() changes nothing. A drop-in runs one that reads live parameters of transformers (ViT.reading).
 """
 
 import warnings

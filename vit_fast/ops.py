@@ -20,8 +20,7 @@ from torch import Tensor
 class Ops:
     """What a ViT is computed with. Results are new tensors in x.dtype; sums are in fp32.
 
-    patch_embed(pixels, weight, bias, prefix, pos, patch) -> [B, R + P, D], P patches in row order behind R prefix
-    rows.
+    patch_embed(pixels, weight, bias, prefix, pos, patch) -> [B, R + P, D], P patches in row order behind R rows.
         pixels [B, C, H, W], any strides, in weight.dtype; or uint8, and then pixels - 128 is what is multiplied.
         weight [D, C * patch * patch], bias [D] or None (may be fp32), prefix [R, D] or None: finished rows,
         pos [P, D] or None: added to the patches.
