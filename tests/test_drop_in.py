@@ -33,6 +33,7 @@ def test_other_models_are_named():
             "vit": hf_model(ViTModel),
         }
     )
+    model["vit"].set_attn_implementation("sdpa")
     vit_fast.accelerate(model)
     found = {encoder.name: encoder for encoder in vit_fast.explain(model)}
     assert found["vit"].fast

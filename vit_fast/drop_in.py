@@ -73,10 +73,11 @@ def explain(model: object) -> Explanation:
     """Which vision encoders in `model` run fast, and why the others do not. Print it, or read its entries."""
     encoders = []
     for name, module in _encoders(model, unsupported=True):
-        supported = family_of(module) is not None
-        reason = refusal(module) if supported else f"not a supported encoder ({SUPPORTED})"
-        if supported and not reason and stock_class(module) is type(module):
-            reason = "not accelerated: call vit_fast.accelerate"
+        reason = ""
+        if family_of(module) is None:
+            reason = f"not a supported encoder ({SUPPORTED})"
+        elif stock_class(module) is type(module):
+            reason = refusal(module) or "not accelerated: call vit_fast.accelerate"
         encoders.append(Encoder.of(name, module, reason))
     return Explanation(tuple(encoders))
 
@@ -115,6 +116,13 @@ def _modules(model: object) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(model, nn.Module):
         yield from model.named_modules()
         return
-    for attribute, value in vars(model).items() if hasattr(model, "__dict__") else ():
-        if isinstance(value, nn.Module):
-            yield from value.named_modules(prefix=attribute)
+    held = vars(model).items() if hasattr(model, "__dict__") else ()
+    trees = {
+        name: list(m.named_modules(prefix=name)) for name, m in held if isinstance(m, nn.Module)
+    }
+    seen: set[int] = set()
+    # the largest first, so that what lies in another's tree is named there
+    for tree in sorted(trees.values(), key=len, reverse=True):
+        if id(tree[0][1]) not in seen:
+            seen.update(id(module) for _, module in tree)
+            yield from tree

@@ -12,7 +12,7 @@ class Encoder:
     """One vision encoder of a model.
 
     name: its path in the model, "" for the model itself. type: the name of its class.
-    fast: whether its last call ran on the engine; before the first call, whether one would.
+    fast: whether its last call ran on the engine; before the first call, whether one in inference mode would.
     reason: why not, or "". last_reason: why transformers' own forward ran the last time that it did.
     fast_calls, other_calls: how many calls ran on the engine, and how many through transformers' own forward.
     ops, ops_reason: the table of operations that the engine runs on (cpu, triton, torch), and why that one.
@@ -36,13 +36,14 @@ class Encoder:
             return cls(name, type(module).__name__, False, reason, reason)
         state = state_of(module)
         bound = state.binding(module)
-        fast = not bound.refused if state.last_was_fast is None else state.last_was_fast
-        last = state.last_reason or bound.refused
+        refused = bound.refused or state.defaults(bound.configs).refused
+        fast = not refused if state.last_was_fast is None else state.last_was_fast
+        last = state.last_reason or refused
         return cls(
             name,
             type(module).__name__,
-            fast and not bound.refused,
-            bound.refused or ("" if fast else last),
+            fast and not refused,
+            refused or ("" if fast else last),
             last,
             state.fast_calls,
             state.other_calls,
@@ -53,6 +54,8 @@ class Encoder:
 
     def __str__(self) -> str:
         calls = f"{self.fast_calls} calls fast, {self.other_calls} through transformers"
+        if not self.fast_calls + self.other_calls:
+            calls = "not called yet, or only in compiled graphs"
         name, how = self.name or "the model itself", "fast" if self.fast else "NOT fast"
         lines = [f"{name}: {self.type}, {how} ({calls})"]
         if self.ops:

@@ -6,7 +6,7 @@ dropout: train() changes nothing. A drop-in runs one that reads live parameters 
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,12 +108,24 @@ class ViT(nn.Module):
     def reading(cls, spec: ViTSpec, sources: Mapping[str, Sequence[Tensor]]) -> "ViT":
         """A ViT whose parameters are live tensors of another module: timm's name -> those that make it up."""
         with torch.device("meta"):
-            vit = cls(spec)
+            vit = cls(replace(spec, pooler_dim=None, num_labels=0))
+        vit._layout = {name: tuple(p.shape) for name, p in vit.named_parameters()}
         vit.read(sources)
         return vit.eval()
 
     def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
-        """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0."""
+        """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0.
+
+        ValueError where they are not those of the spec, name for name and shape for shape.
+        """
+        for name in self._layout.keys() | sources.keys():
+            parts = sources.get(name, ())
+            found = {tuple(t.shape[1:]) for t in parts}
+            shape = (sum(len(t) for t in parts), *found.pop()) if len(found) == 1 else None
+            if shape != self._layout.get(name):
+                raise ValueError(
+                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {self._layout.get(name)}"
+                )
         for name, parts in sources.items():
             path, _, leaf = name.rpartition(".")
             module = self.get_submodule(path)

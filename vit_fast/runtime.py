@@ -5,6 +5,8 @@ One answer for ViT, which then takes torch_ops(), and for a drop-in, which then 
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 def mode_forbids() -> str:
@@ -18,6 +20,10 @@ def mode_forbids() -> str:
     if torch._C._len_torch_dispatch_stack():
         # fake tensors, counters of operations
         return "a TorchDispatchMode is active"
+    if torch._C._len_torch_function_stack() and not all(
+        isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+    ):
+        return "a TorchFunctionMode is active"
     return ""
 
 

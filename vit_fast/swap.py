@@ -5,11 +5,13 @@ recording of outputs and the conversion of checkpoints by them. Its forward asks
 fast; where not, transformers' own forward answers, and the reason is kept for explain().
 """
 
+import copyreg
 import functools
 import inspect
 import threading
 import warnings
 import weakref
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,11 +20,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vit_fast.families import bind_encoder, family_of
-from vit_fast.families.calls import Defaults, defaults_of, hidden_states
-from vit_fast.families.modules import STOCK, active_dropout, stock_class
+from vit_fast.families.calls import Defaults, attention_function, defaults_of, hidden_states
+from vit_fast.families.modules import STOCK, active_dropout, is_stock, stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import Ops, choose_ops
 from vit_fast.runtime import autocast_is_on, mode_forbids
+from vit_fast.spec import ViTSpec
 from vit_fast.watch import Watch, global_hooks_are_set
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
@@ -34,14 +37,14 @@ _CLASSES: dict[type, type] = {}
 class Bound(NamedTuple):
     """What a model was found to be. `refused`: why transformers' own forward has to run, or "" and an engine."""
 
-    watch: Watch
+    watch: "Watch | Always"
     refused: str
     engine: ViT | None = None
     ops: Ops | None = None
     ops_reason: str = ""
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    rows: int | None = None  # how many tokens an answer needs of the last block, None for all
+    configs: "tuple[PreTrainedConfig, ...]" = ()
 
 
 class State:
@@ -52,11 +55,13 @@ class State:
         self.owner = weakref.ref(model)
         self.family: ModuleType = family_of(model)
         self.cpu = cpu
-        self.arguments = tuple(inspect.signature(stock_class(model).forward).parameters)[1:]
+        self.rows = self.family.rows(model)
+        parameters = inspect.signature(stock_class(model).forward).parameters.values()
+        self.arguments = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
         self.bound: Bound | None = None
         self.lock = threading.Lock()
-        # the config, its fields, what those were when they were read, and what they say of every call
-        self.config: tuple[PreTrainedConfig, dict, dict, Defaults] | None = None
+        # the configs; their fields, live and as they were when they were read; what they say of every call
+        self.known: tuple[tuple, list[tuple[dict, dict]], Defaults] | None = None
         self.fast_calls = self.other_calls = 0
         self.last_was_fast: bool | None = None
         self.last_reason = ""
@@ -75,13 +80,21 @@ class State:
         return bound
 
     def _bind(self, model: PreTrainedModel) -> Bound:
-        inner = [m for c in self.family.encoder_parts(model) for m in c.modules()]
-        watch = Watch(inner, self.family.WATCHED, root=model)
+        watch = None
         try:
+            inner = [m for c in self.family.encoder_parts(model) for m in c.modules()]
+            watch = Watch(inner, self.family.WATCHED, root=model)
             spec, sources = bind_encoder(model)
+            return self._engine(watch, spec, sources, active_dropout(inner))
         except ValueError as error:
-            return Bound(watch, str(error))
-        if dropout := active_dropout(inner):
+            reason = str(error)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            # a model put together in a way that was not thought of
+            reason = f"cannot read the model ({type(error).__name__}: {error})"
+        return Bound(watch or Always(), reason)
+
+    def _engine(self, watch: Watch, spec: ViTSpec, sources: Mapping, dropout: str) -> Bound:
+        if dropout:
             return Bound(watch, dropout)
         weight = sources["patch_embed.proj.weight"][0]
         ops, why = choose_ops(weight.device, weight.dtype, spec.head_dim, self.cpu)
@@ -92,27 +105,39 @@ class State:
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             engine = ViT.reading(spec, sources)
-        rows = self.family.rows(model)
-        return Bound(watch, "", engine, ops, why, weight.device, weight.dtype, rows)
+        configs = tuple(self.family.configs(self.owner()))
+        return Bound(watch, "", engine, ops, why, weight.device, weight.dtype, configs)
+
+    def defaults(self, configs: tuple[PreTrainedConfig, ...]) -> Defaults:
+        """What the configs say, read again where a field of theirs, or the attention function, has changed."""
+        known = self.known
+        if known is not None and known[0] is configs:
+            same = all(_same(fields, before) for fields, before in known[1])
+            if same and known[2].function is attention_function(known[2].attention):
+                return known[2]
+        fields = [(vars(config), dict(vars(config))) for config in configs]
+        self.known = configs, fields, defaults_of(configs)
+        return self.known[2]
 
     def answer(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The output of a call, or the reason why transformers' own forward has to give it, a str."""
-        known = self.config
-        if known is None or known[0] is not model.config or known[1] != known[2]:
-            fields = vars(model.config)
-            known = self.config = model.config, fields, dict(fields), defaults_of(model.config)
-        defaults = known[3]
-        if defaults.refused:
-            return defaults.refused
         if mode := mode_forbids():
             return mode
-        if torch.jit.is_tracing() or global_hooks_are_set():
-            return "torch.jit is tracing, or hooks for all modules are set"
+        if torch.jit.is_tracing():
+            return "torch.jit is tracing"
+        if global_hooks_are_set():
+            return "hooks for all modules are set"
         bound = self.binding(model)
         if bound.refused:
             return bound.refused
+        defaults = self.defaults(bound.configs)
+        if defaults.refused:
+            return defaults.refused
         engine = bound.engine
-        arguments = {**dict(zip(self.arguments, args)), **kwargs} if args else dict(kwargs)
+        arguments = dict(zip(self.arguments, args))
+        if len(args) > len(self.arguments) or (kwargs and not arguments.keys().isdisjoint(kwargs)):
+            return "the arguments do not fit"
+        arguments.update(kwargs)
         request = self.family.request(engine.spec, bound.device, model, arguments, defaults)
         if type(request) is str:
             return request
@@ -121,8 +146,9 @@ class State:
             return "autocast is on"
         if torch.is_grad_enabled() and (pixels.requires_grad or bound.watch.wants_gradient()):
             self._warn(model)
-            return "a gradient is wanted: grad mode is on, and an input or a parameter requires one"
-        tokens, kept = engine.encode(pixels.to(bound.dtype), bound.ops, bound.rows, request.states)
+            what = "the pixels require" if pixels.requires_grad else "a parameter requires"
+            return f"a gradient is wanted: grad mode is on, and {what} one"
+        tokens, kept = engine.encode(pixels.to(bound.dtype), bound.ops, self.rows, request.states)
         states = hidden_states(request, kept, engine.spec.depth)
         output = self.family.answer(model, request, tokens, states)
         return output.to_tuple() if request.as_tuple else output
@@ -133,9 +159,15 @@ class State:
         self.warned = True
         warnings.warn(
             f"{type(model).__name__} runs transformers' own forward because a gradient is wanted: wrap the call in "
-            "torch.inference_mode(), or freeze the model with requires_grad_(False), to run it fast",
+            "torch.inference_mode() (or freeze the model with requires_grad_(False)) to run it fast",
             stacklevel=6,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
 
     def note(self, reason: str) -> None:
         self.last_was_fast = not reason
@@ -154,10 +186,44 @@ def state_of(model: PreTrainedModel) -> State:
     return state
 
 
+def _same(fields: dict[str, Any], before: dict[str, Any]) -> bool:
+    try:
+        return fields == before
+    except (RuntimeError, ValueError):  # an array in an array's place
+        return False
+
+
+class Always:
+    """Stands for a Watch where none can be made: changed at every look."""
+
+    def unchanged(self) -> bool:
+        return False
+
+
+class Twin(type):
+    """The class of fast classes. What is an instance or a subclass of one is what is of the stock class, and it is
+    pickled as "the fast class of" that.
+    """
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, vars(cls).get(STOCK, ())) or super().__instancecheck__(instance)
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return issubclass(other, vars(cls).get(STOCK, ())) or super().__subclasscheck__(other)
+
+
+def _reduce_class(cls: type) -> str | tuple:
+    stock = vars(cls).get(STOCK)
+    return cls.__qualname__ if stock is None else (fast_class, (stock,))
+
+
+copyreg.pickle(Twin, _reduce_class)
+
+
 def fast_class(stock: type) -> type:
     """The subclass of `stock` that answers fast. One for each stock class."""
     if stock not in _CLASSES:
-        _CLASSES[stock] = _make(stock)
+        _CLASSES.setdefault(stock, _make(stock))
     return _CLASSES[stock]
 
 
@@ -168,12 +234,21 @@ def _make(stock: type) -> type:
         if torch.compiler.is_compiling() or type(self) is not fast or "_is_replica" in vars(self):
             return stock.forward(self, *args, **kwargs)
         state = state_of(self)
-        output = state.answer(self, args, kwargs)
+        if is_stock(stock):
+            output = state.answer(self, args, kwargs)
+        else:
+            output = f"{stock.__name__}.forward was patched"
         if type(output) is not str:
             state.note("")
             return output
         state.note(output)
         return stock.forward(self, *args, **kwargs)
+
+    def apply(self, fn, recurse=True):
+        # to another device or dtype: what was made of the old weights goes first
+        if type(self) is fast:
+            state_of(self).bound = None
+        return super(fast, self)._apply(fn, recurse)
 
     def save_pretrained(self, *args, **kwargs):
         if type(self) is not fast:
@@ -201,7 +276,7 @@ def _make(stock: type) -> type:
         return (_restored, (stock, state_of(self).cpu), state, *rest)
 
     wrap = functools.wraps
-    fast = type(
+    fast = Twin(
         stock.__name__,
         (stock,),
         {
@@ -209,6 +284,7 @@ def _make(stock: type) -> type:
             "__qualname__": stock.__qualname__,
             "__doc__": stock.__doc__,
             "__reduce_ex__": reduce,
+            "_apply": apply,
             "forward": forward,
             "from_pretrained": classmethod(wrap(stock.from_pretrained.__func__)(from_pretrained)),
             "save_pretrained": wrap(stock.save_pretrained)(save_pretrained),

@@ -18,6 +18,8 @@ from torch.nn.modules import module as global_hooks
 
 _hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks")
 _address = torch._C.TensorBase.data_ptr
+_size = torch._C.TensorBase.numel
+_held_by = itemgetter("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks")
 _requires_grad = torch._C.TensorBase.requires_grad.__get__
 
 
@@ -49,6 +51,7 @@ class Watch:
         firsts = (next(iter(m._parameters.values()), None) for m in modules)
         self._first = [t for t in firsts if type(t) in (Tensor, nn.Parameter)]
         self._addresses = list(map(_address, self._first))
+        self._sizes = list(map(_size, self._first))
         # held, so that other memory, of another dtype say, cannot come to lie at the same address
         self._storages = [t.untyped_storage() for t in self._first]
         self._modules = modules
@@ -56,6 +59,8 @@ class Watch:
         self._classes = list(set(self._types))
         self._forwards = [cls.forward for cls in self._classes]
         self._dicts = [vars(m) for m in modules]
+        # other dictionaries in their place: to clear all hooks, say
+        self._held = list(map(_held_by, self._dicts))
         self._overridden = sum("forward" in d for d in self._dicts)
         self._attributes = [
             (itemgetter(*names), dicts)
@@ -69,6 +74,7 @@ class Watch:
             self._same_members()
             and not any(self._empty)
             and list(map(_address, self._first)) == self._addresses
+            and list(map(_size, self._first)) == self._sizes
             and list(map(type, self._modules)) == self._types
             and [cls.forward for cls in self._classes] == self._forwards
             and (not self._hooked or all(list(d) == keys for d, keys in self._hooked))
@@ -79,9 +85,11 @@ class Watch:
     def _same_members(self) -> bool:
         # the values of all those dicts as one list: in C, a quarter of the time that their iterators take
         now = get_referents(*self._owned)
-        if self._careful:
-            return len(now) == len(self._members) and all(map(is_, now, self._members))
         try:
+            if list(map(_held_by, self._dicts)) != self._held:
+                return False
+            if self._careful:
+                return len(now) == len(self._members) and all(map(is_, now, self._members))
             return now == self._members
         except RuntimeError:  # another tensor in a tensor's place: == has more than one element
             return False

@@ -3,12 +3,12 @@
 Class token and position are summed once, positions are resized to the image, and for uint8 pixels the
 processor's normalization is folded into the patch weights; on a CPU weights are packed. Derived keeps such
 results and makes them anew when a parameter that they came from has changed. PyTorch counts the writes to a tensor,
-except those of fused optimizers, whose steps are counted here. What cannot be seen: a write through `.data` or NumPy,
-and a write to a parameter that was made in inference mode. Derived.clear() is for those.
+except those of fused optimizers, whose steps are counted here. What cannot be seen is a write past PyTorch's counter:
+through `.data`, NumPy or a flat buffer, by a collective of torch.distributed, by another process, or to a parameter
+that was made in inference mode. Derived.clear() is for those.
 """
 
 import threading
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
 SIZES = 8
 
@@ -70,45 +69,45 @@ def resize_positions(pos: Tensor, native: tuple[int, int], grid: tuple[int, int]
     return table.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
-# parameter -> how many optimizer steps it has seen; counted from the first result that is kept
-_steps = WeakIdKeyDictionary()
+# id of a tensor that something was derived from -> the optimizer steps it has seen since the first such
+_steps: dict[int, int] = {}
 _counting: list[bool] = []
 
 
 def _count_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
-            _steps[p] = _steps.get(p, 0) + 1
-
-
-def _steps_of(sources: Sequence[Tensor]) -> list[int]:
-    return [_steps.get(t, 0) for t in sources] if _steps else []
+            if id(p) in _steps:
+                _steps[id(p)] += 1
 
 
 class _Kept:
-    """A result, and the tensors it was made from: the same objects, by weak reference, unchanged."""
+    """A result, and the tensors it was made from: the same objects, over the same memory, unchanged."""
 
     def __init__(self, sources: Sequence[Tensor], result: Tensor) -> None:
         if not _counting:
             _counting.append(True)
             register_optimizer_step_post_hook(_count_steps)
-        # inference tensors keep no version
+        # held, and their memory too, so that neither an id nor an address comes to mean another one
         self.sources = [
-            (weakref.ref(t), t.data_ptr(), t.dtype, None if t.is_inference() else t._version)
+            # inference tensors keep no version
+            (t, t.data_ptr(), t.shape, t.stride(), None if t.is_inference() else t._version,
+             _steps.setdefault(id(t), 0))
             for t in sources
-        ]
-        self.steps = _steps_of(sources)
-        # held, so that new memory cannot come to lie at the same address
+        ]  # fmt: skip
+        self.dtypes = [t.dtype for t in sources]
         self.storages = [t.untyped_storage() for t in sources]
         self.result = result
 
     def is_of(self, sources: Sequence[Tensor]) -> bool:
-        for (ref, address, dtype, version), t in zip(self.sources, sources):
-            if ref() is not t or t.data_ptr() != address or t.dtype is not dtype:
+        for (kept, address, shape, stride, version, steps), t in zip(self.sources, sources):
+            if kept is not t or t.data_ptr() != address or _steps[id(t)] != steps:
                 return False
             if version is not None and t._version != version:
                 return False
-        return not _steps or _steps_of(sources) == (self.steps or [0] * len(sources))
+            if t.shape != shape or t.stride() != stride:
+                return False
+        return [t.dtype for t in sources] == self.dtypes
 
 
 def _build(build: Callable[[], Tensor]) -> Tensor:

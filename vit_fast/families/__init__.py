@@ -80,6 +80,8 @@ def check_tensors(sources: Mapping[str, tuple[Tensor, ...]]) -> None:
         raise ValueError(
             "the model is on the meta device and has no weights: load it with from_pretrained"
         )
+    if any(t.device.type == "cpu" and t.is_shared() for v in sources.values() for t in v):
+        raise ValueError("the weights are in shared memory, where another process may write")
     if len(devices) > 1:
         raise ValueError(f"the model is spread over {_listed(devices)}: move it to one device")
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):

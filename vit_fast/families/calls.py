@@ -5,7 +5,7 @@ What is not understood here exactly is not answered here: transformers' own forw
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -18,11 +18,13 @@ EXACT_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_atte
 
 
 class Defaults(NamedTuple):
-    """What a config says of every call. `refused`: why none can be answered here, or ""."""
+    """What a model's configs say of every call. `refused`: why none can be answered here, or ""."""
 
     hidden_states: Any
     attentions: Any
     refused: str
+    attention: str  # attn_implementation
+    function: Any  # what it names
 
 
 class Request(NamedTuple):
@@ -34,23 +36,31 @@ class Request(NamedTuple):
     loss: Mapping[str, Any] = {}  # what else the loss function is given
 
 
-def defaults_of(config: PreTrainedConfig) -> Defaults:
-    name, refused = config._attn_implementation, ""
-    if name not in EXACT_ATTENTION:
-        refused = (
-            f"attn_implementation is {name!r}, the fast path takes {', '.join(EXACT_ATTENTION)}"
-        )
-    elif not getattr(ALL_ATTENTION_FUNCTIONS.get(name), "__module__", "").startswith(
-        "transformers."
-    ):
+def defaults_of(configs: Sequence[PreTrainedConfig]) -> Defaults:
+    """What the configs that a model reads say, the encoder's first."""
+    first, refused = configs[0], ""
+    name = first._attn_implementation
+    function = attention_function(name)
+    for config in configs:
+        if config._attn_implementation not in EXACT_ATTENTION:
+            refused = f"attn_implementation is {config._attn_implementation!r}, expected one of {EXACT_ATTENTION}"
+        elif config._attn_implementation != name:
+            refused = "the layers have several attn_implementations"
+        elif config.return_dict is not True:
+            refused = f"config.return_dict is {config.return_dict}"
+        for field in ("is_causal", "tie_last_hidden_states"):
+            if getattr(config, field, None) is not None:
+                refused = f"config.{field} is set"
+    if not refused and not getattr(function, "__module__", "").startswith("transformers."):
         refused = f"the attention function {name!r} is not transformers' own"
-    elif config.return_dict is not True:
-        refused = f"config.return_dict is {config.return_dict}"
-    for field in ("is_causal", "tie_last_hidden_states"):
-        if getattr(config, field, None) is not None:
-            refused = f"config.{field} is set"
-    states, attentions = (getattr(config, f"output_{k}", False) for k in ("hidden_states", "attentions"))  # fmt: skip
-    return Defaults(states, attentions, refused)
+    states, attentions = (
+        getattr(first, f"output_{k}", False) for k in ("hidden_states", "attentions")
+    )
+    return Defaults(states, attentions, refused, name, function)
+
+
+def attention_function(name: str) -> Any:
+    return ALL_ATTENTION_FUNCTIONS.get(name)
 
 
 def states_wanted(encoder: PreTrainedModel, asked: Any, depth: int) -> tuple[int, ...] | str:

@@ -4,8 +4,11 @@ A module that does more than its weights say (an adapter around a Linear, a hook
 left out without a word by whoever reads the weights alone. So it is an error that says what to do.
 """
 
+from typing import Any
+
 import transformers
 from torch import Tensor, nn
+from transformers.utils import output_capturing
 
 STOCK = "_vit_fast_stock"  # set on the class that a drop-in puts in place of transformers' own
 VERSIONS = "transformers >= 5.17, < 6"
@@ -35,28 +38,50 @@ def exactly(module: nn.Module, name: str, expected: type) -> nn.Module:
             f"{name} is {type(module).__module__}.{type(module).__name__}, expected exactly {expected.__name__}: "
             "merge adapters into the weights, or undo the quantization, first"
         )
-    if "forward" in vars(module) or not _is_stock(expected):
+    if "forward" in vars(module) or not is_stock(expected):
         raise ValueError(
             f"{name} has a forward of its own, which would be left out: remove it first"
         )
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     # transformers puts hooks of its own on layers to record their outputs
-    if any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
+    if any(getattr(hook, "__module__", "") != output_capturing.__name__ for hook in hooks):
         raise ValueError(f"{name} has forward hooks, which would be left out: remove them first")
     return module
 
 
-def _is_stock(cls: type) -> bool:
-    return cls.forward.__module__.startswith(("torch.nn.", "transformers."))
+# class -> its forward as it was when this library first saw it; a patch by functools.wraps looks the same by name
+_forwards: dict[type, Any] = {}
+
+
+def remember(*classes: type) -> None:
+    for cls in classes:
+        _forwards.setdefault(cls, cls.forward)
+
+
+def is_stock(cls: type) -> bool:
+    """Whether nobody has patched the class's forward."""
+    remember(cls)
+    here = cls.forward.__module__.startswith(("torch.nn.", "transformers."))
+    return here and cls.forward is _forwards[cls]
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """ValueError for a tensor that stands where a parameter should: nothing tells when it is replaced."""
+    found = attribute(module, name)
+    if found is not module._parameters.get(name):
+        raise ValueError(f"{type(module).__name__}.{name} is not a parameter: expected a plain one")
+    return found
 
 
 def parameters_of(name: str, *modules: nn.Module) -> dict[str, tuple[Tensor, ...]]:
-    """`name`.weight and .bias -> those of the modules, to be concatenated on axis 0."""
-    found = {f"{name}.weight": tuple(m.weight for m in modules)}
-    if len({m.bias is None for m in modules}) > 1:
-        raise ValueError(f"{name}: q, k and v must all have a bias or none, some have one here")
-    if modules[0].bias is not None:
-        found[f"{name}.bias"] = tuple(m.bias for m in modules)
+    """`name`.weight and .bias -> those of the modules, to be concatenated on axis 0; None is left out."""
+    found = {}
+    for leaf in ("weight", "bias"):
+        parts = tuple(parameter(m, leaf) for m in modules)
+        if any(p is None for p in parts) and any(p is not None for p in parts):
+            raise ValueError(f"{name}: q, k and v must all have a {leaf} or none, some have one")
+        if parts[0] is not None:
+            found[f"{name}.{leaf}"] = parts
     return found
 
 

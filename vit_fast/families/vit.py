@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
+from transformers import PreTrainedConfig, PreTrainedModel, ViTForImageClassification, ViTModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.models.vit import modeling_vit
 from transformers.utils import ModelOutput
 
 from vit_fast.families.calls import Defaults, Request, output_of, states_wanted
-from vit_fast.families.modules import attribute, child, exactly, parameters_of
+from vit_fast.families.modules import attribute, child, exactly, parameter, parameters_of, remember
 from vit_fast.spec import ACTIVATIONS, POOLER_ACTIVATIONS, ViTSpec
 
 MODEL_TYPE = "vit"
@@ -28,7 +28,15 @@ WATCHED = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.Dropout: ("p", "training"),
     nn.LayerNorm: ("eps",),
-    modeling_vit.ViTAttention: ("scaling", "is_causal", "attention_dropout", "training"),
+    modeling_vit.ViTAttention: (
+        "config",
+        "head_dim",
+        "scaling",
+        "is_causal",
+        "attention_dropout",
+        "training",
+    ),
+    ViTModel: ("config",),
 }
 
 # transformers' name -> ours, where they differ
@@ -106,8 +114,8 @@ def encoder_sources(encoder: ViTModel) -> dict[str, tuple[Tensor, ...]]:
             f"patch_embeddings.projection has stride, padding, dilation, groups {form}: expected patches side by side"
         )
     found: dict[str, tuple[Tensor, ...]] = {
-        "cls_token": (attribute(embeddings, "cls_token"),),
-        "pos_embed": (attribute(embeddings, "position_embeddings"),),
+        "cls_token": (parameter(embeddings, "cls_token"),),
+        "pos_embed": (parameter(embeddings, "position_embeddings"),),
         **parameters_of("patch_embed.proj", conv),
     }
     activation = type(ACT2FN[encoder.config.hidden_act])
@@ -120,6 +128,8 @@ def encoder_sources(encoder: ViTModel) -> dict[str, tuple[Tensor, ...]]:
                 f"layers.{i}.attention has scaling {attention.scaling} and is_causal {attention.is_causal}, "
                 "expected 1 / sqrt(head_dim) and False"
             )
+        if attention.head_dim != encoder.layers[0].attention.head_dim:
+            raise ValueError(f"layers.{i}.attention has another head_dim than layers.0")
         child(layer, "dropout", nn.Dropout)
         child(mlp, "activation_fn", activation)
         found |= parameters_of(f"blocks.{i}.norm1", child(layer, "layernorm_before", nn.LayerNorm))
@@ -145,8 +155,39 @@ def sources(model: PreTrainedModel) -> dict[str, tuple[Tensor, ...]]:
     return found
 
 
+remember(ViTModel, ViTForImageClassification, nn.Conv2d, nn.Dropout, nn.LayerNorm, nn.Linear)
+remember(
+    *(
+        cls
+        for cls in vars(modeling_vit).values()
+        if isinstance(cls, type) and issubclass(cls, nn.Module)
+    )
+)
+_interpolate = modeling_vit.ViTEmbeddings.interpolate_pos_encoding
+
+
+def _resizes_positions(embeddings: nn.Module) -> bool:
+    """Whether interpolate_pos_encoding works, and is transformers' own."""
+    native = embeddings.image_size
+    return (
+        native[0] == native[1]
+        and type(embeddings.patch_size) is int
+        and "interpolate_pos_encoding" not in vars(embeddings)
+        and type(embeddings).interpolate_pos_encoding is _interpolate
+    )
+
+
 def encoder_of(model: PreTrainedModel) -> ViTModel:
-    return model if isinstance(model, ViTModel) else child(model, "vit", ViTModel)
+    if isinstance(model, ViTModel):
+        return model
+    return child(model, "vit", ViTModel)
+
+
+def configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """All that transformers' own forward reads, the encoder's first; mostly they are one and the same object."""
+    encoder = encoder_of(model)
+    found = [encoder.config, model.config, *(layer.attention.config for layer in encoder.layers)]
+    return list({id(config): config for config in found}.values())
 
 
 def encoder_parts(model: PreTrainedModel) -> list[nn.Module]:
@@ -199,12 +240,15 @@ def request(
     batch, channels, height, width = pixels.shape
     if not batch or channels != spec.channels or pixels.device != device:
         return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
-    native = spec.image_size
-    resized = (height, width) != native
-    if resized and not (resize and native[0] == native[1] and min(height, width) >= spec.patch):
-        return f"pixel_values of {height} x {width} for a model of {native[0]} x {native[1]}"
     bare = isinstance(model, ViTModel)
-    states = states_wanted(encoder_of(model), asked, spec.depth) if asked else ()
+    encoder, native = model if bare else model.vit, spec.image_size
+    if resize and not _resizes_positions(encoder.embeddings):
+        return (
+            "interpolate_pos_encoding of positions that are not square, or by a method of your own"
+        )
+    if (height, width) != native and not (resize and min(height, width) >= spec.patch):
+        return f"pixel_values of {height} x {width} for a model of {native[0]} x {native[1]}"
+    states = states_wanted(encoder, asked, spec.depth) if asked else ()
     if type(states) is str:
         return states
     as_tuple = as_dict is False if bare else as_dict is not None and not as_dict
