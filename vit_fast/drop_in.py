@@ -59,7 +59,8 @@ def restore(model: T) -> T:
 def refresh(model: T) -> T:
     """Forgets what was made from the weights, so that the next call makes it anew; returns `model`.
 
-    Needed after writes that cannot be seen: through `.data`, or to parameters that were made in inference mode.
+    Needed after writes past PyTorch's counter: through `.data`, NumPy or a flat buffer, by a collective of
+    torch.distributed, or to parameters that were made in inference mode.
     """
     for _, module in _modules(model):
         if stock_class(module) is not type(module):
