@@ -193,9 +193,16 @@ def test_errors_are_those_of_transformers(pair, call, error):
     assert messages[0] == messages[1]
 
 
+def conv(model: ViTModel) -> nn.Conv2d:
+    return model.embeddings.patch_embeddings.projection
+
+
 def overlapping(model: ViTModel) -> None:
-    conv = model.embeddings.patch_embeddings.projection
-    conv.padding = (1, 1)  # of 32 pixels still 4 patches
+    conv(model).padding = (1, 1)  # of 32 pixels still 4 patches
+
+
+def subclassed(module: nn.Module) -> None:
+    module.__class__ = type("Sub", (type(module),), {})
 
 
 # what is changed in place, after a fast call: how, and a part of the reason
@@ -240,6 +247,29 @@ CHANGES = {
         lambda m: m.layers[0].to(torch.float64),
         "torch.float32, torch.float64",
     ),
+    "another image size": (lambda m: setattr(m.embeddings, "image_size", (48, 48)), ""),
+    "another patch size": (
+        lambda m: setattr(m.embeddings, "patch_size", 16),
+        "embeddings.patch_size",
+    ),
+    "other channels": (lambda m: setattr(m.embeddings.patch_embeddings, "num_channels", 1), ""),
+    "stride": (lambda m: setattr(conv(m), "stride", (4, 4)), "stride, padding"),
+    "dilation": (lambda m: setattr(conv(m), "dilation", (2, 2)), "stride, padding"),
+    "groups": (lambda m: setattr(conv(m), "groups", 3), "stride, padding"),
+    "no layers": (lambda m: m.layers.__delitem__(slice(None)), "no layers"),
+    "the last eps": (lambda m: setattr(m.layernorm, "eps", 0.5), "different eps"),
+    "dropout of the embeddings": (
+        lambda m: setattr(m.embeddings, "dropout", nn.Tanh()),
+        "exactly Dropout",
+    ),
+    "dropout of a layer": (lambda m: setattr(m.layers[1], "dropout", nn.Tanh()), "exactly Dropout"),
+    "subclass of attention": (lambda m: subclassed(m.layers[0].attention), "exactly ViTAttention"),
+    "subclass of embeddings": (lambda m: subclassed(m.embeddings), "exactly ViTEmbeddings"),
+    "subclass of patches": (
+        lambda m: subclassed(m.embeddings.patch_embeddings),
+        "exactly ViTPatchEmbeddings",
+    ),
+    "subclass of LayerNorm": (lambda m: subclassed(m.layernorm), "exactly LayerNorm"),
     "a dynamic quantization": (
         lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}, inplace=True),
         "expected exactly",
@@ -258,9 +288,10 @@ def test_changes_of_modules(pair, change, why):
     with torch.no_grad():
         try:
             stock(PIXELS)
-        except RuntimeError:  # two dtypes: transformers cannot do it, and so cannot we
-            with pytest.raises(RuntimeError):
+        except (RuntimeError, ValueError) as error:  # transformers cannot do it, and so cannot we
+            with pytest.raises(type(error)) as caught:
                 fast(PIXELS)
+            assert str(caught.value) == str(error)
             assert why in reason(fast)
         else:
             assert_stock(fast, stock, why, PIXELS)

@@ -62,11 +62,6 @@ def new_hooks(model: ViTModel) -> None:
     mlp.register_forward_hook(lambda *a: 2 * a[2])
 
 
-def new_parameters(model: ViTModel) -> None:
-    fc2 = model.layers[0].mlp.fc2
-    fc2._parameters = {**fc2._parameters, "weight": nn.Parameter(2 * fc2.weight.detach(), False)}
-
-
 def transposed_data(model: ViTModel) -> None:
     weight = model.layers[0].attention.o_proj.weight
     weight.data = weight.data.t()
@@ -78,7 +73,7 @@ def own_config(model: ViTModel) -> None:
 
 
 CHANGES = [
-    other_heads, pruned_head, sliced_data, plain_weight, buffer_for_positions, new_hooks, new_parameters,
+    other_heads, pruned_head, sliced_data, plain_weight, buffer_for_positions, new_hooks,
     transposed_data, own_config, lambda m: no_bias(m.layers[0].mlp.fc1), lambda m: no_bias(m.layers[1].mlp.fc2),
     lambda m: no_bias(m.layers[1].attention.q_proj), lambda m: no_bias(m.layers[1].attention.o_proj),
     lambda m: no_bias(m.layernorm), lambda m: no_bias(m.embeddings.patch_embeddings.projection),

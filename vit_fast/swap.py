@@ -38,6 +38,7 @@ class Bound(NamedTuple):
     """What a model was found to be. `refused`: why transformers' own forward has to run, or "" and an engine."""
 
     watch: "Watch | Always"
+    config: PreTrainedConfig
     refused: str
     engine: ViT | None = None
     ops: Ops | None = None
@@ -70,10 +71,10 @@ class State:
     def binding(self, model: PreTrainedModel) -> Bound:
         """The engine for the model as it is now; made anew where something was changed."""
         bound = self.bound
-        if bound is None or not bound.watch.unchanged():
+        if bound is None or model.config is not bound.config or not bound.watch.unchanged():
             with self.lock:
                 bound = self.bound
-                if bound is None or not bound.watch.unchanged():
+                if bound is None or model.config is not bound.config or not bound.watch.unchanged():
                     # outside inference mode, so that its tensors may be used anywhere
                     with torch.inference_mode(False):
                         bound = self.bound = self._bind(model)
@@ -85,28 +86,31 @@ class State:
             inner = [m for c in self.family.encoder_parts(model) for m in c.modules()]
             watch = Watch(inner, self.family.WATCHED, root=model)
             spec, sources = bind_encoder(model)
-            return self._engine(watch, spec, sources, active_dropout(inner))
+            return self._engine(model, watch, spec, sources, active_dropout(inner))
         except ValueError as error:
             reason = str(error)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             # a model put together in a way that was not thought of
             reason = f"cannot read the model ({type(error).__name__}: {error})"
-        return Bound(watch or Always(), reason)
+        return Bound(watch or Always(), model.config, reason)
 
-    def _engine(self, watch: Watch, spec: ViTSpec, sources: Mapping, dropout: str) -> Bound:
+    def _engine(
+        self, model: PreTrainedModel, watch: Watch, spec: ViTSpec, sources: Mapping, dropout: str
+    ) -> Bound:
+        config = model.config
         if dropout:
-            return Bound(watch, dropout)
+            return Bound(watch, config, dropout)
         weight = sources["patch_embed.proj.weight"][0]
         ops, why = choose_ops(weight.device, weight.dtype, spec.head_dim, self.cpu)
         if weight.device.type != "cpu" and ops.name == "torch":
-            return Bound(watch, why)
+            return Bound(watch, config, why)
         engine = self.bound.engine if self.bound else None
         if engine is not None and engine.spec == spec and self.bound.ops is ops:
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             engine = ViT.reading(spec, sources)
-        configs = tuple(self.family.configs(self.owner()))
-        return Bound(watch, "", engine, ops, why, weight.device, weight.dtype, configs)
+        configs = tuple(self.family.configs(model))
+        return Bound(watch, config, "", engine, ops, why, weight.device, weight.dtype, configs)
 
     def defaults(self, configs: tuple[PreTrainedConfig, ...]) -> Defaults:
         """What the configs say, read again where a field of theirs, or the attention function, has changed."""
@@ -148,7 +152,12 @@ class State:
             self._warn(model)
             what = "the pixels require" if pixels.requires_grad else "a parameter requires"
             return f"a gradient is wanted: grad mode is on, and {what} one"
-        tokens, kept = engine.encode(pixels.to(bound.dtype), bound.ops, self.rows, request.states)
+        try:
+            tokens, kept = engine.encode(
+                pixels.to(bound.dtype), bound.ops, self.rows, request.states
+            )
+        except ValueError as error:  # an operation that does not take these tensors says so
+            return str(error)
         states = hidden_states(request, kept, engine.spec.depth)
         output = self.family.answer(model, request, tokens, states)
         return output.to_tuple() if request.as_tuple else output
