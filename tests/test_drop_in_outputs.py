@@ -5,8 +5,9 @@ import torch
 from transformers import ViTForImageClassification, ViTModel
 from transformers.utils import output_capturing
 
-from models import images
+from models import DEVICE, images, needs_triton
 from twins import ATOL, PIXELS, assert_fast, assert_same, assert_stock, reason, twins
+from vit_fast import explain, swap, triton_ops
 from vit_fast.swap import state_of
 
 CLASSES = [ViTModel, ViTForImageClassification]
@@ -215,3 +216,22 @@ def test_nan_and_inf_pixels(pair):
         ours, theirs = fast(pixels)[0], stock(pixels)[0]
     assert reason(fast) == ""
     assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+@needs_triton
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_on_the_kernels(cls, dtype, monkeypatch):
+    """The engine of a GPU, q, k and v joined from three live weights, also after a change of one of them."""
+    monkeypatch.setattr(swap, "choose_ops", lambda *args: (triton_ops(), "in a test"))
+    stock, fast = twins(cls, dtype)
+    for model in (stock, fast):
+        model.to(DEVICE)
+    pixels = PIXELS.to(DEVICE, dtype)
+    assert_fast(fast, stock, pixels, output_hidden_states=True)
+    for model in (stock, fast):
+        getattr(model, "vit", model).layers[0].attention.v_proj.weight.mul_(-1)
+    assert_fast(fast, stock, pixels)
+    (found,) = explain(fast)
+    assert found.ops == "triton"
+    assert found.nbytes > 0
