@@ -24,7 +24,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 import vit_fast
 from benchmarks.measure import in_turn, machine, quantile, write
 from vit_fast import onednn, torch_ops
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 
 DTYPES = (torch.float32, torch.bfloat16)
 BATCHES = (1, 8)

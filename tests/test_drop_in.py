@@ -13,7 +13,7 @@ from transformers import (
 import vit_fast
 from models import TINY, hf_model
 from twins import PIXELS, assert_fast, assert_same, assert_stock, reason, twins
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 
 
 def test_nothing_to_do():

@@ -10,7 +10,7 @@ from transformers import ViTForImageClassification, ViTModel
 import vit_fast
 from models import hf_model
 from twins import PIXELS, assert_fast, assert_same, reason, twins
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 
 CLASSES = [ViTModel, ViTForImageClassification]
 

@@ -16,7 +16,7 @@ import vit_fast
 from models import SPEC, TINY, hf_model, images
 from twins import PIXELS, assert_fast, assert_stock, reason, twins
 from vit_fast import ViT
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 from vit_fast.watch import Watch
 from vit_fast.weights import Derived
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTMod
 import vit_fast
 from models import TINY, hf_model
 from twins import PIXELS, assert_fast, assert_same, twins
-from vit_fast.swap import KEY, state_of
+from vit_fast.state import KEY, state_of
 
 CLASSES = [ViTModel, ViTForImageClassification]
 

@@ -7,8 +7,8 @@ from transformers.utils import output_capturing
 
 from models import DEVICE, images, needs_triton
 from twins import ATOL, PIXELS, assert_fast, assert_same, assert_stock, reason, twins
-from vit_fast import explain, swap, triton_ops
-from vit_fast.swap import state_of
+from vit_fast import explain, state, triton_ops
+from vit_fast.state import state_of
 
 CLASSES = [ViTModel, ViTForImageClassification]
 NEW = hasattr(output_capturing, "resolve_hidden_states_indices")  # transformers >= 5.2x
@@ -223,7 +223,7 @@ def test_nan_and_inf_pixels(pair):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_on_the_kernels(cls, dtype, monkeypatch):
     """The engine of a GPU, q, k and v joined from three live weights, also after a change of one of them."""
-    monkeypatch.setattr(swap, "choose_ops", lambda *args: (triton_ops(), "in a test"))
+    monkeypatch.setattr(state, "choose_ops", lambda *args: (triton_ops(), "in a test"))
     stock, fast = twins(cls, dtype)
     for model in (stock, fast):
         model.to(DEVICE)

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 import vit_fast
 from models import hf_model, images
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 
 ATOL = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 0.125}
 PIXELS = images(2, 3, 32, 32)

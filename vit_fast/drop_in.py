@@ -11,7 +11,8 @@ from vit_fast.families import SUPPORTED, family_of
 from vit_fast.families.modules import stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import CPU
-from vit_fast.swap import refusal, state_of, swap, unswap
+from vit_fast.state import state_of
+from vit_fast.swap import refusal, swap, unswap
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vit_fast.swap import state_of
+from vit_fast.state import state_of
 
 
 @dataclass(frozen=True)
