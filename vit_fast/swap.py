@@ -1,8 +1,8 @@
 """The class that stands in for a transformers class.
 
 It is a subclass that carries the stock __name__, __qualname__ and __module__, because transformers keys the recording
-of outputs and the conversion of checkpoints by them. Its forward asks the model's State whether this call can be answered
-fast; where not, transformers' own forward answers, and the reason is kept for explain().
+of outputs and the conversion of checkpoints by them. Its forward asks the model's State for a fast answer; where there
+is none, transformers' own forward answers, and the reason is kept for explain().
 """
 
 import copyreg
