@@ -32,3 +32,13 @@ def on_device():
     """New tensors are on the GPU where there is one: where the kernels of this process run."""
     with torch.device("cuda:0" if torch.cuda.is_available() else "cpu"):
         yield
+
+
+@pytest.fixture(params=["ViTModel", "ViTForImageClassification"])
+def pair(request):
+    """(stock, accelerated) of each supported class; see twins.py."""
+    import transformers
+
+    from twins import twins
+
+    return twins(getattr(transformers, request.param))

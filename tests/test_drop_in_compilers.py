@@ -3,18 +3,10 @@
 import pytest
 import torch
 from transformers import (
-    ViTForImageClassification,
     ViTModel,
 )
 
 from twins import PIXELS, assert_fast, assert_same, twins
-
-CLASSES = [ViTModel, ViTForImageClassification]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def pair(request):
-    return twins(request.param)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

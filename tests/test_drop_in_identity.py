@@ -1,6 +1,7 @@
 """An accelerated model is, to everybody who looks at it, transformers' own: class name, keys, files, copies."""
 
 import copy
+import functools
 import gc
 import inspect
 import io
@@ -17,15 +18,8 @@ from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTMod
 
 import vit_fast
 from models import TINY, hf_model
-from twins import PIXELS, assert_fast, assert_same, twins
+from twins import PIXELS, assert_fast, assert_same
 from vit_fast.state import KEY, state_of
-
-CLASSES = [ViTModel, ViTForImageClassification]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def pair(request):
-    return twins(request.param)
 
 
 def test_looks_like_the_stock_model(pair):
@@ -234,3 +228,14 @@ def test_stock_models_are_untouched_by_the_import():
     model = hf_model(ViTModel)
     assert type(model) is transformers.ViTModel
     assert "vit_fast" not in transformers.ViTModel.forward.__module__
+
+
+def test_the_class_itself():
+    assert pickle.loads(pickle.dumps(vit_fast.ViTModel)) is vit_fast.ViTModel
+    make = pickle.loads(pickle.dumps(functools.partial(vit_fast.ViTModel.from_pretrained, "x")))
+    assert make.func.__self__ is vit_fast.ViTModel
+    classifier = hf_model(ViTForImageClassification)
+    assert isinstance(classifier.vit, vit_fast.ViTModel)
+    assert issubclass(ViTModel, vit_fast.ViTModel)
+    assert not isinstance(classifier, vit_fast.ViTModel)
+    assert not isinstance(None, vit_fast.ViTModel)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import pickle
 import types
 from collections import OrderedDict
 
@@ -249,17 +248,6 @@ def test_shared_memory():
     fast.share_memory()
     with torch.no_grad():
         assert_stock(fast, stock, "shared memory", PIXELS)
-
-
-def test_the_class_itself():
-    assert pickle.loads(pickle.dumps(vit_fast.ViTModel)) is vit_fast.ViTModel
-    make = pickle.loads(pickle.dumps(functools.partial(vit_fast.ViTModel.from_pretrained, "x")))
-    assert make.func.__self__ is vit_fast.ViTModel
-    classifier = hf_model(ViTForImageClassification)
-    assert isinstance(classifier.vit, vit_fast.ViTModel)
-    assert issubclass(ViTModel, vit_fast.ViTModel)
-    assert not isinstance(classifier, vit_fast.ViTModel)
-    assert not isinstance(None, vit_fast.ViTModel)
 
 
 def test_arguments_given_twice_or_too_many():

@@ -25,14 +25,6 @@ import vit_fast
 from models import TINY, hf_model, randomize
 from twins import PIXELS, assert_fast, assert_same, reason, twins
 
-CLASSES = [ViTModel, ViTForImageClassification]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def pair(request):
-    return twins(request.param)
-
-
 CAT = Image.open(Path(skimage.data_dir, "chelsea.png"))
 NAMES = {0: "cat", 1: "dog", 2: "cup", 3: "moon", 4: "page"}
 

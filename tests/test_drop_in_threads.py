@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    ViTForImageClassification,
     ViTModel,
 )
 
@@ -15,13 +14,6 @@ import vit_fast
 from models import images
 from twins import PIXELS, assert_fast, assert_same, reason, twins
 from vit_fast.state import state_of
-
-CLASSES = [ViTModel, ViTForImageClassification]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def pair(request):
-    return twins(request.param)
 
 
 def test_replicas_of_data_parallel(pair):

@@ -14,11 +14,6 @@ from twins import PIXELS, assert_fast, assert_same, reason, twins
 CLASSES = [ViTModel, ViTForImageClassification]
 
 
-@pytest.fixture(params=CLASSES, ids=lambda c: c.__name__)
-def pair(request):
-    return twins(request.param)
-
-
 class Photographs(torch.utils.data.Dataset):
     def __init__(self) -> None:
         self.pixels, self.labels = images(8, 3, 32, 32), torch.arange(8) % 5

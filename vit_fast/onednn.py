@@ -52,6 +52,10 @@ def _linear(
     scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
+    """residual + scale * activation(x @ weight^T + bias), as Ops.linear; weight [N, K], or what pack() made of it.
+
+    x [..., K] in fp32 or bf16 -> [..., N]. ValueError names what does not fit. A gradient is an error.
+    """
     name, (N, K) = "onednn_linear", weight.shape
     if activation not in FUSED and activation != "quick_gelu":
         refuse(name, f"activation {activation!r} is not known, expected one of {[*FUSED]}")
@@ -76,24 +80,9 @@ def _fake(x, weight, bias=None, activation=None, scale=None, residual=None) -> T
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-_operator = define(
+onednn_linear = define(
     "onednn_linear(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, Tensor? scale=None, "
     "Tensor? residual=None) -> Tensor",
     {"CPU": _linear, "MkldnnCPU": _linear},
     _fake,
 )
-
-
-def onednn_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    scale: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """residual + scale * activation(x @ weight^T + bias), as Ops.linear; weight [N, K], or what pack() made of it.
-
-    x [..., K] in fp32 or bf16 -> [..., N]. ValueError names what does not fit. A gradient is an error.
-    """
-    return _operator(x, weight, bias, activation, scale, residual)
