@@ -28,7 +28,6 @@ BATCHES = (1, 8, 32, 64, 256)
 MISS = 0.15  # a prediction further off than this has to be explained in the log
 MARKS = ("<!-- roofline: begin -->", "<!-- roofline: end -->")
 COLUMNS = ("qkv", "attention", "proj", "fc1", "fc2", "layer_norm")  # of the summary
-OURS = "vit_fast"  # the name of our own cells in a results file
 
 
 @dataclass(frozen=True)
@@ -85,29 +84,37 @@ def compare(
 ) -> list[Comparison]:
     """Predictions beside the cells of our own kernels and models that a results file holds.
 
-    A kernel's ms is one launch among many, so one launch gap is part of it. A cell that names another dtype is not
-    compared. ValueError if `results` has no list "cells".
+    A row with model, batch and ms, in the section "kernels" also with op (the name of a workload.Operation), is a
+    time of ours; rows of a vendor, of another dtype, and those that did not come out right are left alone. A kernel's
+    ms is one launch among many, so one launch gap is part of it. ValueError if `results` has no "cells".
     """
-    cells = results.get("cells")
-    if not isinstance(cells, list):
-        raise ValueError(
-            'a results file of the GPU program has a list "cells", this one has'
-            f" {sorted(results) or 'nothing'}"
-        )
     lines = []
-    for cell in cells:
-        forecast = found.get((cell.get("model"), cell.get("batch")))
-        if forecast is None or cell.get("name") != OURS or cell.get("dtype", dtype) != dtype:
+    for row in rows(results):
+        f = found.get((row.get("model"), row.get("batch")))
+        right = row.get("status", "ok") == "ok" and not row.get("vendor")
+        if f is None or "ms" not in row or not right or row.get("dtype", dtype) != dtype:
             continue
-        where = f"{cell['model']} batch {cell['batch']}"
-        if cell["section"] == "end_to_end":
-            lines.append(Comparison(where, forecast.time_us / 1e3, cell["ms"]))
-        elif cell["section"] == "kernels":
-            for k in forecast.kernels:
-                if k.name == cell["op"]:
-                    one = (k.time_us + forecast.hw.launch_gap_us) / 1e3
-                    lines.append(Comparison(f"{where} {k.name}", one, cell["ms"]))
+        where = f"{row['model']} batch {row['batch']}"
+        if row["section"] == "end_to_end":
+            lines.append(Comparison(where, f.time_us / 1e3, row["ms"]))
+        elif row["section"] == "kernels":
+            for k in f.kernels:
+                if k.name == row["op"]:
+                    one = (k.time_us + f.hw.launch_gap_us) / 1e3
+                    lines.append(Comparison(f"{where} {k.name}", one, row["ms"]))
     return lines
+
+
+def rows(results: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """The cells of a results file: a list of rows, or "section/name" -> row."""
+    cells = results.get("cells")
+    if isinstance(cells, Mapping):
+        yield from ({"section": key.partition("/")[0]} | row for key, row in cells.items())
+    elif isinstance(cells, list):
+        yield from cells
+    else:
+        keys = ", ".join(sorted(results)) or "nothing"
+        raise ValueError(f'a results file of the GPU program has "cells", this one has {keys}')
 
 
 def kernel_lines(f: "Forecast") -> Iterator[str]:
