@@ -13,7 +13,8 @@ a large GEMM reaches, shared out), f the clock, s the bytes of a value:
     memory   = bytes / copy bandwidth                   weights; what one pass touches if it exceeds L2
     time     = fill + max(tiles, memory)
 
-Split-K adds the partial sums, written and read in fp32 through L2, and a second fill. Attention, for BM
+Split-K adds the partial sums, written and read in fp32 through L2; the LayerNorm behind adds them up, in a launch
+that there is anyway. Attention, for BM
 queries on S key lanes and W head lanes (both as padded by its chunks and parts), takes
 
     program  = 4 BM S W / R + BM S / (f exps) + BM S I / (f lanes)
@@ -31,20 +32,23 @@ uneven rounds of two blocks, weights of a small model that stay in L2, overlap o
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import triton
 
 from benchmarks.hardware import DTYPES, Hardware
-from vit_fast.kernels import attention, linear, patch_embed
+from vit_fast.kernels import attention, linear_norm, linear_tiles, patch_embed
 from vit_fast.kernels.tuning import Gpu, cdiv
 from vit_fast.workload import Model, Operation, operations
 
-# estimates, all six; the instructions are read from machine code for sm_90 (epilogue clocks at 128 x 256)
+# estimates, all six; instructions as read from machine code for sm_90, at 128 x 256
 FILL_US = 1.0  # first loads to arrive and last stores to land: two trips to memory
 TILE_FILL_US = 0.5  # a tile's first operands from L2, and its last store out of shared memory
 PORT_BYTES_PER_CLOCK = 64  # what one multiprocessor can take from L2
 EPILOGUE_INSTRUCTIONS = {"plain": 8, "residual": 11, "activation": 15}
 SOFTMAX_INSTRUCTIONS = 5  # scale and subtract, maximum, sum, cast; the exponential apart
 MOST_BLOCKS = 2  # co-resident blocks whose overlap is counted
+
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,15 @@ def gpu_record(hw: Hardware) -> Gpu:
     return Gpu(hw.name, hw.arch, hw.sms, hw.smem_block_kb << 10)
 
 
-def linear_tile(M: int, N: int, K: int, itemsize: int, hw: Hardware) -> Tile:
-    """The tile that linear's own rule chooses. The one place that asks it."""
-    gpu = gpu_record(hw)
-    c = linear.launch_config(M, N, itemsize, gpu.bulk_copies and itemsize == 2, gpu)
-    return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm)
+def linear_tile(M: int, N: int, K: int, dtype: str, normed: bool, hw: Hardware) -> Tile:
+    """linear's own rule, or linear_norm's where a LayerNorm is behind it. The one place that asks."""
+    gpu, kind = gpu_record(hw), _TORCH[dtype]
+    descriptors = gpu.bulk_copies and kind.itemsize == 2
+    if normed:
+        c = linear_norm.config_for(M, N, K, kind, descriptors, True, gpu)
+    else:
+        c = linear_tiles.launch_config(M, N, K, kind.itemsize, descriptors, gpu)
+    return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm, c.splits)
 
 
 def patch_tile(M: int, D: int, itemsize: int, hw: Hardware) -> Tile:
@@ -124,13 +132,19 @@ def sm_flops_per_us(hw: Hardware, dtype: str) -> float:
 
 
 def copy_us(hw: Hardware, bytes_moved: float) -> float:
+    """`bytes_moved` to and from memory."""
     return bytes_moved / (hw.copy_tb_s * 1e6)
 
 
+def feed_us(hw: Hardware, bytes_each: float, active: int) -> float:
+    """`bytes_each` from the L2 cache to each of `active` multiprocessors."""
+    share = (hw.l2_bytes_per_clock or float("inf")) / active
+    return bytes_each / (min(PORT_BYTES_PER_CLOCK, share) * hw.clock_mhz)
+
+
 def l2_us(hw: Hardware, bytes_moved: float) -> float:
-    """`bytes_moved` between the L2 cache and all multiprocessors."""
-    ports = PORT_BYTES_PER_CLOCK * hw.sms
-    return bytes_moved / (min(hw.l2_bytes_per_clock or ports, ports) * hw.clock_mhz)
+    """`bytes_moved` between the L2 cache and all multiprocessors together."""
+    return feed_us(hw, bytes_moved / hw.sms, hw.sms)
 
 
 def warm(hw: Hardware, bytes_touched: float) -> bool:
@@ -153,10 +167,9 @@ def gemm_us(
     n, active = cdiv(count, hw.sms), min(count, hw.sms)
     k = cdiv(cdiv(K, tile.splits), tile.block_k) * tile.block_k
     area, edge = tile.block_m * tile.block_n, tile.block_m + tile.block_n
-    port = min(PORT_BYTES_PER_CLOCK, (hw.l2_bytes_per_clock or float("inf")) / active)
     parts = {
         "matrix": 2.0 * area * k / sm_flops_per_us(hw, dtype),
-        "feed": edge * k * itemsize / (port * hw.clock_mhz),
+        "feed": feed_us(hw, edge * k * itemsize, active),
         "epilogue": area * EPILOGUE_INSTRUCTIONS[epilogue] / (hw.fp32_lanes * hw.clock_mhz),
     }
     main, aside = max(parts["matrix"], parts["feed"]), parts["epilogue"] + TILE_FILL_US
@@ -164,10 +177,9 @@ def gemm_us(
         busy = n * (main + aside)
     else:
         busy = n * max(main, aside) + min(main, aside)
-    fill = FILL_US
     if tile.splits > 1:
-        fill += FILL_US + l2_us(hw, 2 * 4.0 * M * N * tile.splits)
-    return _longest(fill, busy, copy_us(hw, memory_bytes), parts)
+        busy += l2_us(hw, 2 * 4.0 * M * N * tile.splits)
+    return _longest(FILL_US, busy, copy_us(hw, memory_bytes), parts)
 
 
 def attention_us(
@@ -181,8 +193,8 @@ def attention_us(
         "matrix": 4.0 * scores * program.lanes / sm_flops_per_us(hw, dtype),
         "softmax": scores * instructions / hw.clock_mhz,
     }
-    port = min(PORT_BYTES_PER_CLOCK, (hw.l2_bytes_per_clock or float("inf")) / min(count, hw.sms))
-    feed = (2 * program.block_m + 2 * program.keys) * D * DTYPES[dtype] / (port * hw.clock_mhz)
+    touched = 2 * (program.block_m + program.keys) * D * DTYPES[dtype]
+    feed = feed_us(hw, touched, min(count, hw.sms))
     one = max(sum(parts.values()), feed)
     parts = {"feed": feed} if one == feed else parts
     return _longest(FILL_US, cdiv(count, hw.sms) * one, copy_us(hw, memory_bytes), parts)
@@ -202,14 +214,19 @@ def _kernel(o: Operation, hw: Hardware, dtype: str, tile, waves, efficiency, bou
     return Kernel(o.name, o.count, str(tile), waves, efficiency, bound, time, floor)
 
 
+def _product(o: Operation, hw: Hardware, dtype: str, M, N, tile: Tile, bound, time) -> Kernel:
+    waves, useful = tile.count(M, N) / hw.sms, wave_efficiency(M, N, tile, hw.sms)
+    return _kernel(o, hw, dtype, tile, waves, useful, bound, time)
+
+
 def _linear(o: Operation, hw: Hardware, dtype: str) -> Kernel:
     M, N, K = o.shape["M"], o.shape["N"], o.shape["K"]
-    tile = linear_tile(M, N, K, DTYPES[dtype], hw)
+    # in a block every product with a residual has a LayerNorm behind it
+    tile = linear_tile(M, N, K, dtype, o.shape["residual"], hw)
     kind = "activation" if o.shape["activation"] else "residual" if o.shape["residual"] else "plain"
     cold = N * K * DTYPES[dtype] if warm(hw, o.bytes) else o.bytes
     time, bound = gemm_us(hw, dtype, M, N, K, tile, kind, cold)
-    waves = tile.count(M, N) / hw.sms
-    return _kernel(o, hw, dtype, tile, waves, wave_efficiency(M, N, tile, hw.sms), bound, time)
+    return _product(o, hw, dtype, M, N, tile, bound, time)
 
 
 def _patch_embed(o: Operation, hw: Hardware, dtype: str) -> Kernel:
@@ -217,8 +234,7 @@ def _patch_embed(o: Operation, hw: Hardware, dtype: str) -> Kernel:
     M, N, K = s["B"] * s["G"] ** 2, s["D"], s["C"] * s["P"] ** 2
     tile = patch_tile(M, N, DTYPES[dtype], hw)
     time, bound = gemm_us(hw, dtype, M, N, K, tile, "residual", o.bytes)  # pixels are cold
-    waves = tile.count(M, N) / hw.sms
-    return _kernel(o, hw, dtype, tile, waves, wave_efficiency(M, N, tile, hw.sms), bound, time)
+    return _product(o, hw, dtype, M, N, tile, bound, time)
 
 
 def _attention(o: Operation, hw: Hardware, dtype: str) -> Kernel:
