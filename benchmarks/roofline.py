@@ -5,8 +5,8 @@
         [--json FILE]       writes the predictions
         [--log FILE]        writes the summary between the two marks in FILE, for benchmarks/LOG.md
 
-prediction.py holds the maths, hardware.py the figures. Nothing runs on a GPU. Triton has to be installed,
-since the kernels' own rules choose the tiles; without it this says so and exits with 2.
+costs.py holds the maths, prediction.py asks the kernels' rules, hardware.py holds the figures. Nothing runs on a
+GPU. Triton has to be installed, since those rules choose the tiles; without it this says so and exits with 2.
 """
 
 import argparse
