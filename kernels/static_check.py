@@ -123,6 +123,11 @@ def _serialised(ptx: Path, arch: int) -> str:
     return " ".join(sorted(set(re.findall(r"\(C75\d\d\)", done.stdout + done.stderr))))
 
 
+def _together(warps: int, maxnreg: int | None) -> int:
+    """Blocks of a multiprocessor for which the registers of each were bounded."""
+    return 65536 // (32 * warps * maxnreg) if maxnreg and maxnreg < 255 else 1
+
+
 def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: str) -> Compiled:
     by_suffix = {Path(f).suffix: Path(f) for f in files.values()}
     gpu = KNOWN[arch]
@@ -158,7 +163,7 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
         bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         starts_early=bool(metadata["launch_pdl"]),
         waits=ptx.count("griddepcontrol.wait"),
-        together=max(1, 65536 // (32 * metadata["num_warps"] * (metadata["maxnreg"] or 65536))),
+        together=_together(metadata["num_warps"], metadata["maxnreg"]),
         serialised=_serialised(by_suffix[".ptx"], gpu.arch) if matrix == "wgmma.mma_async" else "",
     )
 
