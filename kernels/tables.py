@@ -4,9 +4,11 @@
      "gpu": {"name": "NVIDIA H200", "arch": 90, "sms": 132, "smem": 232448},
      "versions": {"triton": "3.6.0", "torch": ...},
      "switches": {"pdl": {"on": true, ...}},
-     "entries": [{"op": "linear", "shape": {"M": 197, ...}, "config": {"block_m": 64, ...}, ...}]}
+     "entries": [{"op": "linear", "shape": {"M": 197, ...}, "config": {"block_m": 64, ...}, ...}],
+     "failed": [{"op": ..., "shape": ..., "config": ..., "why": ...}]}
 
-A config of null says that the rule's own choice was measured and stays. What else an entry holds,
+A config of null says that the rule's own choice was measured and stays; what failed is not tried
+again. What else an entry holds,
 times in the first place, is for people. A table is of one GPU and of one minor version of Triton:
 another compiler makes other code of the same config.
 """
@@ -89,6 +91,12 @@ def read(path: Path, gpu: dict[str, Any], triton: str) -> dict[str, Any] | None:
         "its switches are not objects that say on: true or false",
     )
     _need(isinstance(entries, list), "it has no list of entries")
+    failed = table.get("failed", [])
+    _need(
+        isinstance(failed, list)
+        and all(isinstance(f, dict) and {"op", "shape", "config"} <= f.keys() for f in failed),
+        "its list of what failed is not one of op, shape and config",
+    )
     for number, entry in enumerate(entries):
         try:
             _check(entry)

@@ -158,6 +158,7 @@ BROKEN = {
     "no date": ({**GOOD, "date": None}, "it has no date"),
     "switches": ({**GOOD, "switches": {"pdl": {"on": 1}}}, "its switches"),
     "entries": ({**GOOD, "entries": {}}, "no list of entries"),
+    "failed": ({**GOOD, "failed": [3]}, "its list of what failed"),
     "op": (table(entry(), {**entry(), "op": "os"}), "entry 1 .* op is 'os', expected one of linear"),
     "shape": (table({**entry(), "shape": {"M": 1}}), "shape is {'M': 1}, expected M, N, K"),
     "rows of 0": (table(entry(M=0)), "M is 0, expected a positive"),
