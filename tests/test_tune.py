@@ -1,7 +1,6 @@
-"""vit-fast tune without a GPU: a timer that is told the times, kernels in the interpreter, stand-ins for candidates."""
+"""vit-fast tune without a GPU: what is measured, what is written, and what never is."""
 
 import itertools
-import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,86 +9,29 @@ import torch
 pytest.importorskip("triton")
 import triton
 
+import fake_tuning
+from fake_tuning import (
+    CANDIDATES,
+    CASES,
+    CPU,
+    FAST,
+    GPU,
+    LINEAR,
+    RULE,
+    SLOW,
+    TOY,
+    VERSIONS,
+    FakeTimer,
+    run,
+    times,
+)
 from vit_fast import tune as tuner
-from vit_fast.kernels import attention, linear, tables, tuning
-from vit_fast.kernels.tuning import KNOWN
-from vit_fast.tune import SWITCHES, Unusable, beats, spread, tune
-from vit_fast.tune_cases import Case, Inputs, cases_of, set_up
-from vit_fast.workload import Model
+from vit_fast.kernels import attention, linear, tuning
+from vit_fast.tune import Unusable, beats, spread
+from vit_fast.tune_cases import Inputs, cases_of, set_up
 
-GPU, CPU = KNOWN["sm_90"], torch.device("cpu")
-TOY = Model("toy", 32, 8, 64, 2, 2, 96)
-VERSIONS = {"triton": triton.__version__, "torch": torch.__version__}
-
-RULE = linear.Config(block_m=32, block_n=32, block_k=32, num_warps=4, num_stages=1)
-FAST, SLOW = replace(RULE, block_m=16), replace(RULE, block_n=64)
-CANDIDATES = (FAST, RULE, SLOW)
-LINEAR = Case("linear", dict(M=17, N=96, K=64, dtype="fp32", epilogue="gelu"), "gelu")
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch, tmp_path):
-    """Three candidates of linear, two of attention; and what was launched, in order."""
-    launched = []
-
-    def recorded(module):
-        launch = module.launch
-
-        def run(*args, config=None):
-            launched.append(config)
-            return launch(*args, config=config)
-
-        monkeypatch.setattr(module, "launch", run)
-
-    recorded(linear)
-    recorded(attention)
-    rule = attention.launch_config
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: RULE)
-    monkeypatch.setattr(linear, "candidates", lambda *shape: CANDIDATES, raising=False)
-    others = lambda *shape: (replace(rule(*shape), num_warps=8), rule(*shape))  # noqa: E731
-    monkeypatch.setattr(attention, "candidates", others, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tuning.forget()
-    yield launched
-    tuning.forget()
-
-
-class FakeTimer:
-    """Launches each program on each set, and says time_of(config)."""
-
-    def __init__(self, launched, time_of, jitter=0.01):
-        self.launched, self.time_of, self.jitter = launched, time_of, jitter
-        self.calls = []  # (configs, rounds)
-
-    def sets(self, nbytes):
-        return 2
-
-    def __call__(self, programs, sets, rounds):
-        samples, configs = [], []
-        for program in programs:
-            for i in range(sets):
-                program(i)
-            configs.append(self.launched[-1])
-            time = self.time_of(configs[-1])
-            samples.append([time * (1 + self.jitter * (r % 3 - 1)) for r in range(rounds)])
-        self.calls.append((configs, rounds))
-        return samples
-
-
-def times(config):
-    """In microseconds: 10, FAST 8, SLOW 12; an attention of more warps is faster."""
-    return {FAST: 8.0, SLOW: 12.0, RULE: 10.0}.get(config, 100.0 / config.num_warps)
-
-
-@pytest.fixture
-def timer(stand_ins):
-    return FakeTimer(stand_ins, times)
-
-
-def run(timer, cases=(LINEAR,), **options):
-    path = tables.user_path(GPU.name)
-    report = tune(cases, GPU, CPU, timer, path, VERSIONS, switches={}, **options)
-    return report, json.loads(path.read_text())
+stand_ins = pytest.fixture(autouse=True)(fake_tuning.stand_ins)
+timer = pytest.fixture(fake_tuning.timer)
 
 
 def test_the_winner_is_written_and_looked_up(timer):
@@ -130,6 +72,7 @@ def test_what_a_spread_is():
     assert beats([8.0] * 5, [9.0] * 5)
     assert not beats([9.0] * 5, [8.0] * 5)
     assert not beats([8.0] * 5, [8.0] * 5)
+    assert not beats([8.0] * 5, [5.0, 9.0, 9.0, 9.0, 13.0])
     assert not beats([5.0, 8.0, 8.0, 8.0, 11.0], [9.0, 9.0, 9.0, 9.0, 9.0])
 
 
@@ -230,9 +173,6 @@ def test_a_candidate_that_breaks_the_gpu_ends_the_process_and_is_remembered(monk
     assert "illegal" in tuner._why_wrong(inputs, FAST, torch.device("cuda"), failed, notes)
 
 
-CASES = cases_of([TOY], [1, 2], [torch.float32])
-
-
 def test_every_operation_of_a_model(timer):
     report, table = run(timer, CASES)
     assert (report.measured, len(table["entries"])) == (10, 10)
@@ -248,96 +188,3 @@ def test_half_precision(timer):
     (case, *_) = cases_of([TOY], [1], [torch.float16])
     _, table = run(timer, [case])
     assert table["entries"][0]["shape"]["dtype"] == "fp16"
-
-
-def test_an_interrupt_loses_nothing_and_the_next_call_goes_on(timer, stand_ins):
-    class Stops(FakeTimer):
-        def __call__(self, programs, sets, rounds):
-            if len(self.calls) == 4:  # two operations take two calls each
-                raise KeyboardInterrupt
-            return super().__call__(programs, sets, rounds)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Stops(stand_ins, times), CASES)
-    kept = json.loads(tables.user_path(GPU.name).read_text())["entries"]
-    assert [e["shape"] for e in kept] == [c.shape for c in CASES[:2]]
-    report, table = run(timer, CASES)
-    assert (report.kept, report.measured, report.left) == (2, 8, 0)
-    assert table["entries"][:2] == kept
-    assert len(table["entries"]) == 10
-    report, _ = run(timer, CASES)
-    assert (report.kept, report.measured) == (10, 0)
-
-
-def test_another_model_s_entries_stay(timer):
-    run(timer, CASES[:3])
-    _, table = run(timer, CASES[5:6])
-    assert [e["shape"] for e in table["entries"]] == [c.shape for c in (*CASES[:3], CASES[5])]
-
-
-def test_a_rule_that_has_changed_is_measured_again(timer, monkeypatch):
-    run(timer)
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: SLOW)
-    report, table = run(timer)
-    assert (report.measured, len(table["entries"])) == (1, 1)
-    assert table["entries"][0]["rule"] == asdict(SLOW)
-
-
-def test_a_table_of_other_versions_or_a_broken_one_is_written_anew(timer):
-    path = tables.user_path(GPU.name)
-    run(timer, CASES[:2])
-    report = tune(CASES[2:3], GPU, CPU, timer, path, {**VERSIONS, "driver": "999"}, switches={})
-    assert "is written anew: it was measured with" in report.notes[0]
-    assert len(json.loads(path.read_text())["entries"]) == 1
-    path.write_text("{")
-    report, table = run(timer)
-    assert "is written anew: it is not JSON" in report.notes[0]
-    assert len(table["entries"]) == 1
-
-
-def test_it_stays_inside_its_minutes(timer):
-    clock = itertools.count(
-        0, 20
-    ).__next__  # seconds; looked at once at the start, once an operation
-    report, table = run(timer, CASES, minutes=1, clock=clock)
-    assert (report.measured, report.left) == (2, 8)
-    assert len(table["entries"]) == 2
-
-
-def test_progress_sees_every_operation(timer):
-    seen = []
-
-    def progress(jobs):
-        seen.extend(jobs)
-        return jobs
-
-    run(timer, CASES, progress=progress)
-    assert len(seen) == 10
-
-
-@pytest.mark.parametrize("on, faster", [(8.0, True), (10.0, False), (12.0, False)])
-def test_switches(stand_ins, on, faster):
-    class Timer(FakeTimer):
-        def __call__(self, programs, sets, rounds):
-            return [[program(0)] * rounds for program in programs]
-
-    path = tables.user_path(GPU.name)
-    switches = {"pdl": lambda device: (lambda i: 10.0, lambda i: on)}
-    timer = Timer(stand_ins, times)
-    report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
-    assert report.measured == 1
-    assert tuning.switch(GPU, "pdl") is faster
-    report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
-    assert (report.kept, report.measured) == (1, 0)
-
-
-def test_the_switches_that_are_measured_can_be_measured():
-    for name, programs in SWITCHES.items():
-        assert callable(programs), name
-
-
-def test_a_folder_that_cannot_be_written_to_is_found_out_before_anything_is_measured(timer, tmp_path):  # fmt: skip
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
-        tune(CASES, GPU, CPU, timer, tmp_path / "file/table.json", VERSIONS, switches={})
-    assert timer.calls == []

@@ -123,6 +123,21 @@ def test_new_memory_is_poisoned_and_the_setting_put_back(before):
     assert torch.are_deterministic_algorithms_enabled() is before
 
 
+def test_a_candidate_is_launched_on_poisoned_memory(monkeypatch):
+    """Else it may find an earlier candidate's right result where it writes none."""
+    seen = []
+    launch = linear.launch
+
+    def recorded(*args, config):
+        seen.append(torch.empty(2).isnan().all())
+        return launch(*args)
+
+    monkeypatch.setattr(linear, "launch", recorded)
+    torch.use_deterministic_algorithms(False)
+    assert set_up(SMALL, CPU, 1).why_wrong(None) == ""
+    assert seen == [True]
+
+
 LINEAR = Case("linear", dict(M=5000, N=24, K=16, dtype="fp32", epilogue="residual"), None, True)
 ATTENTION = Case("attention", dict(B=7, H=2, Nq=9, N=9, D=16, dtype="fp16"))
 
