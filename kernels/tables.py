@@ -26,6 +26,7 @@ SCHEMA = 1
 # what an entry's shape holds; the first field is the one that may be approximate
 FIELDS = {
     "linear": ("M", "N", "K", "dtype", "epilogue"),
+    "linear_norm": ("M", "N", "K", "dtype"),
     "attention": ("B", "H", "Nq", "N", "D", "dtype"),
 }
 _WORDS = ("dtype", "epilogue")
@@ -61,7 +62,7 @@ def minor(version: str) -> str:
 def read(path: Path, gpu: dict[str, Any], triton: str) -> dict[str, Any] | None:
     """The checked contents of a table, or None where there is no such file.
 
-    `gpu` is dataclasses.asdict of the Gpu, `triton` the version that runs. ValueError says why a
+    `gpu` is tuning.hardware of it, `triton` the version that runs. ValueError says why a
     table cannot be used.
     """
     try:

@@ -9,7 +9,7 @@ decides.
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Gpu:
     arch: int  # compute capability, 90 for 9.0
     sms: int
     smem: int  # bytes of shared memory that one block may take
+    pdl: bool = False  # launch kernels before the one in front has ended: dependent.py
 
     @property
     def bulk_copies(self) -> bool:
@@ -51,19 +52,6 @@ KNOWN = {
 }
 
 
-@lru_cache
-def gpu_of(device: torch.device) -> Gpu:
-    """The GPU behind `device`; for the interpreter's CPU tensors the H100/H200, whose rules it then
-    follows.
-    """
-    if device.type != "cuda":
-        return KNOWN["sm_90"]
-    p = torch.cuda.get_device_properties(device)
-    return Gpu(
-        p.name, p.major * 10 + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
-    )
-
-
 _NEAR = 1.5  # how far the rows of a launch may be from measured ones
 _caches: list[Callable[[], None]] = []
 
@@ -81,13 +69,21 @@ def forget() -> None:
         clear()
 
 
-def epilogue(activation: str | None, residual: bool) -> str:
-    """The name of a linear's epilogue in a table: "bias", "gelu", "residual", "gelu+residual"."""
-    return "+".join([activation] * bool(activation) + ["residual"] * residual) or "bias"
+@cached
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU behind `device`, with what was measured of it; for the interpreter's CPU tensors the
+    H100/H200, whose rules it then follows.
+    """
+    if device.type != "cuda":
+        return KNOWN["sm_90"]
+    p = torch.cuda.get_device_properties(device)
+    arch, smem = p.major * 10 + p.minor, p.shared_memory_per_block_optin
+    gpu = Gpu(p.name, arch, p.multi_processor_count, smem)
+    return replace(gpu, pdl=switch(gpu, "pdl"))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in a table."""
+    """ "bf16", "fp16" or "fp32"."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
 
 
@@ -107,6 +103,11 @@ def tuned(gpu: Gpu, op: str, **shape: int | str) -> dict[str, Any] | None:
         ((max(rows / m, m / rows), config) for m, config in measured.items()), key=lambda d: d[0]
     )
     return dict(config) if config is not None and distance <= _NEAR else None
+
+
+def hardware(gpu: Gpu) -> dict[str, Any]:
+    """What a table says of the GPU it was measured on: what it is, not how it is used."""
+    return {name: getattr(gpu, name) for name in ("name", "arch", "sms", "smem")}
 
 
 def switch(gpu: Gpu, name: str) -> bool:
@@ -135,7 +136,7 @@ def which_table(gpu: Gpu) -> Source:
         ("shipped", tables.shipped_path(gpu.name)),
     ):
         try:
-            table = path and tables.read(path, asdict(gpu), _triton_version())
+            table = path and tables.read(path, hardware(gpu), _triton_version())
         except ValueError as error:
             refused.append(
                 f"the tuning table {path} is not used: {error}. "

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 import triton
 
-from vit_fast.kernels import attention, linear, tables, tuning
+from vit_fast.kernels import attention, linear, linear_norm, linear_tiles, tables, tuning
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.tune import tune
-from vit_fast.tune_cases import Case, cases_of
+from vit_fast.tune_cases import LAUNCH, Case, cases_of
 from vit_fast.workload import Model
 
 GPU, CPU = KNOWN["sm_90"], torch.device("cpu")
@@ -24,25 +24,28 @@ CASES = cases_of([TOY], [1, 2], [torch.float32])
 
 
 def stand_ins(monkeypatch, tmp_path):
-    """Three candidates of linear, two of attention; and what was launched, in order."""
+    """Three candidates of a product, two of attention; and what was launched, in order."""
     launched = []
 
-    def recorded(module):
-        launch = module.launch
-
-        def run(*args, config=None):
+    def recorded(launch):
+        def run(*args, config):
             launched.append(config)
             return launch(*args, config=config)
 
-        monkeypatch.setattr(module, "launch", run)
+        return run
 
-    recorded(linear)
-    recorded(attention)
+    for op, launch in LAUNCH.items():
+        monkeypatch.setitem(LAUNCH, op, recorded(launch))
+    for module in (linear_tiles, linear_norm):
+        monkeypatch.setattr(module, "launch_config", lambda *shape: RULE)
+    for name in ("candidates", "split_candidates"):
+        monkeypatch.setattr(linear_tiles, name, lambda *shape: CANDIDATES)
     rule = attention.launch_config
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: RULE)
-    monkeypatch.setattr(linear, "candidates", lambda *shape: CANDIDATES, raising=False)
-    others = lambda *shape: (replace(rule(*shape), num_warps=8), rule(*shape))  # noqa: E731
-    monkeypatch.setattr(attention, "candidates", others, raising=False)
+
+    def two(*shape):
+        return replace(rule(*shape), num_warps=8), rule(*shape)
+
+    monkeypatch.setattr(attention, "candidates", two)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tuning.forget()
     yield launched

@@ -26,9 +26,9 @@ from fake_tuning import (
     times,
 )
 from vit_fast import tune as tuner
-from vit_fast.kernels import attention, linear, tuning
+from vit_fast.kernels import attention, linear, linear_tiles, tuning
 from vit_fast.tune import Unusable, beats, spread
-from vit_fast.tune_cases import Inputs, cases_of, set_up
+from vit_fast.tune_cases import LAUNCH, Inputs, cases_of, set_up
 
 stand_ins = pytest.fixture(autouse=True)(fake_tuning.stand_ins)
 timer = pytest.fixture(fake_tuning.timer)
@@ -49,7 +49,7 @@ def test_the_winner_is_written_and_looked_up(timer):
 
 def test_all_are_screened_and_the_best_are_timed_again_beside_the_rule(stand_ins, monkeypatch):
     many = [replace(RULE, block_m=m, block_n=n) for m in (16, 32, 64) for n in (16, 32, 64)]
-    monkeypatch.setattr(linear, "candidates", lambda *shape: tuple(many))
+    monkeypatch.setattr(linear_tiles, "candidates", lambda *shape: tuple(many))
     timer = FakeTimer(stand_ins, lambda c: c.block_m + c.block_n / 100)
     _, table = run(timer)
     (screened, few), (finalists, rounds) = timer.calls
@@ -77,14 +77,14 @@ def test_what_a_spread_is():
 
 
 def spoiled(monkeypatch, config, how):
-    launch = linear.launch
+    launch = LAUNCH["linear"]
 
-    def run(*args, config=None):
+    def run(*args, config):
         y = launch(*args, config=config)
         return how(y) if config == spoiled_config else y
 
     spoiled_config = config
-    monkeypatch.setattr(linear, "launch", run)
+    monkeypatch.setitem(LAUNCH, "linear", run)
 
 
 def raise_(error):
@@ -117,21 +117,21 @@ def test_a_wrong_or_failing_candidate_is_never_written(timer, monkeypatch, how, 
     assert failed["config"] == asdict(FAST)
     assert why in failed["why"]
     timer.launched.clear()
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: SLOW)
+    monkeypatch.setattr(linear_tiles, "launch_config", lambda *shape: SLOW)
     run(timer)
     assert FAST not in timer.launched, "what failed is not tried again"
 
 
 def test_a_rule_whose_own_choice_fails_is_beaten_by_what_works(timer, monkeypatch):
     spoiled(monkeypatch, RULE, FAULTS["too large"][0])
-    monkeypatch.setattr(linear, "candidates", lambda *shape: (SLOW,))
+    monkeypatch.setattr(linear_tiles, "candidates", lambda *shape: (SLOW,))
     _, table = run(timer)
     assert table["entries"][0]["config"] == asdict(SLOW)
     assert table["entries"][0]["rule_us"] is None
 
 
 def test_where_nothing_works_nothing_is_written(timer, monkeypatch):
-    monkeypatch.setattr(linear, "launch", lambda *args, config: raise_(RuntimeError("no")))
+    monkeypatch.setitem(LAUNCH, "linear", lambda *args, config: raise_(RuntimeError("no")))
     report, table = run(timer)
     assert table["entries"] == []
     assert (report.measured, report.left) == (0, 0)
@@ -139,7 +139,7 @@ def test_where_nothing_works_nothing_is_written(timer, monkeypatch):
 
 
 def test_a_mistake_of_ours_is_no_failing_candidate(timer, monkeypatch):
-    monkeypatch.setattr(linear, "launch", lambda *args, config: raise_(KeyError("field")))
+    monkeypatch.setitem(LAUNCH, "linear", lambda *args, config: raise_(KeyError("field")))
     with pytest.raises(KeyError):
         run(timer)
 
@@ -151,8 +151,8 @@ def test_out_of_memory_leaves_an_operation_out_for_this_time(timer, monkeypatch)
     assert "does not fit into the memory" in report.notes[0]
     monkeypatch.undo()
     spoiled(monkeypatch, FAST, lambda y: raise_(full))
-    monkeypatch.setattr(linear, "candidates", lambda *shape: CANDIDATES, raising=False)
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: RULE)
+    monkeypatch.setattr(linear_tiles, "candidates", lambda *shape: CANDIDATES)
+    monkeypatch.setattr(linear_tiles, "launch_config", lambda *shape: RULE)
     notes, failed = [], []
     assert tuner.measure(LINEAR, GPU, CPU, timer, failed, notes) is None
     assert (len(notes), failed, table["failed"]) == (1, [], [])
@@ -178,7 +178,7 @@ def test_every_operation_of_a_model(timer):
     assert (report.measured, len(table["entries"])) == (10, 10)
     for case in CASES:
         found = tuning.tuned(GPU, case.op, **case.shape)
-        if case.op == "linear":
+        if case.op != "attention":
             assert linear.Config(**found) == FAST
         else:
             assert attention.Config(**found).num_warps == 8

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 import fake_tuning
 from fake_tuning import CASES, CPU, GPU, SLOW, VERSIONS, FakeTimer, run, times
-from vit_fast.kernels import linear, tables, tuning
+from vit_fast.kernels import linear_tiles, tables, tuning
 from vit_fast.tune import SWITCHES, tune
 
 stand_ins = pytest.fixture(autouse=True)(fake_tuning.stand_ins)
@@ -43,7 +43,7 @@ def test_another_model_s_entries_stay(timer):
 
 def test_a_rule_that_has_changed_is_measured_again(timer, monkeypatch):
     run(timer)
-    monkeypatch.setattr(linear, "launch_config", lambda *shape: SLOW)
+    monkeypatch.setattr(linear_tiles, "launch_config", lambda *shape: SLOW)
     report, table = run(timer)
     assert (report.measured, len(table["entries"])) == (1, 1)
     assert table["entries"][0]["rule"] == asdict(SLOW)

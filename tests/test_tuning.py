@@ -3,8 +3,9 @@
 import json
 import os
 import stat
+import types
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("triton")
 import triton
 
-from vit_fast.kernels import attention, linear, tables, tuning
+from vit_fast.kernels import attention, linear, linear_norm, tables, tuning
 
 GPU = tuning.Gpu("NVIDIA Test-GPU 80GB", 90, 132, 227 << 10)
 LINEAR = dict(M=1000, N=768, K=3072, dtype="bf16", epilogue="gelu")
@@ -28,7 +29,7 @@ def entry(op="linear", config=CONFIG, **changes):
 def table(*entries, **changes):
     return {
         "schema": tables.SCHEMA,
-        "gpu": asdict(GPU),
+        "gpu": tuning.hardware(GPU),
         "versions": {"triton": triton.__version__, "torch": torch.__version__},
         "date": "2026-11-21",
         "switches": {"pdl": {"on": True}, "fold": {"on": False}},
@@ -133,15 +134,44 @@ def test_a_lookup_with_other_fields_is_a_mistake():
 
 
 def test_names():
-    assert tuning.epilogue(None, False) == "bias"
-    assert tuning.epilogue("gelu", False) == "gelu"
-    assert tuning.epilogue(None, True) == "residual"
-    assert tuning.epilogue("gelu", True) == "gelu+residual"
     assert [tuning.dtype_name(d) for d in (torch.bfloat16, torch.float16, torch.float32)] == [
         "bf16",
         "fp16",
         "fp32",
     ]
+
+
+def test_a_table_says_what_a_gpu_is_and_a_gpu_what_its_table_says(monkeypatch):
+    properties = types.SimpleNamespace(
+        name=GPU.name,
+        major=9,
+        minor=0,
+        multi_processor_count=GPU.sms,
+        shared_memory_per_block_optin=GPU.smem,
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    device = torch.device("cuda", 0)
+    assert tuning.gpu_of(device) == GPU
+    put(table(entry()))
+    found = tuning.gpu_of(device)
+    assert found == replace(GPU, pdl=True)
+    assert tuning.tuned(found, "linear", **LINEAR) == CONFIG
+
+
+@pytest.mark.parametrize("op", ["linear", "linear_norm", "attention"])
+def test_the_kernels_take_what_was_measured(op):
+    kernel = {"linear": linear, "linear_norm": linear_norm, "attention": attention}[op]
+    if op == "attention":
+        shape, args = ATTENTION, (8, 12, 197, 197, 64, torch.bfloat16, GPU)
+        config = ONE_PASS
+    else:
+        shape = {k: v for k, v in LINEAR.items() if k in tables.FIELDS[op]}
+        epilogue = ("gelu",) * (op == "linear")
+        args = (1000, 768, 3072, torch.bfloat16, *epilogue, True, True, GPU)
+        config = {**CONFIG, "num_stages": 2}
+    rule = kernel.config_for(*args)
+    put(table({"op": op, "shape": shape, "config": config}))
+    assert kernel.config_for(*args) == kernel.Config(**config) != rule
 
 
 GOOD = table(entry())
@@ -151,7 +181,7 @@ BROKEN = {
     "nested": ("[" * 100_000, "it is not JSON"),
     "a list": ([], "it is not a JSON object"),
     "schema": ({**GOOD, "schema": 2}, "its schema is 2, this vit-fast reads 1"),
-    "gpu": ({**GOOD, "gpu": {**asdict(GPU), "sms": 66}}, "it was measured on"),
+    "gpu": ({**GOOD, "gpu": {**tuning.hardware(GPU), "sms": 66}}, "it was measured on"),
     "no gpu": ({k: v for k, v in GOOD.items() if k != "gpu"}, "it was measured on None"),
     "triton": ({**GOOD, "versions": {"triton": "3.1.9"}}, "measured with Triton 3.1.9, this is"),
     "no versions": ({**GOOD, "versions": 3}, "it has no versions"),

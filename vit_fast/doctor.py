@@ -202,7 +202,7 @@ def _card(device: torch.device) -> Card:
     p = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     ops, why = choose_ops(device, torch.bfloat16)
-    runs, table, refused = ops.name == "triton", "", ()
+    runs, table, refused = ops.name.startswith("triton"), "", ()
     if runs:
         table, refused = tuning_table(device)
     return Card(p.name, f"{p.major}.{p.minor}", total / 1e9, free / 1e9, runs, why, table, refused)

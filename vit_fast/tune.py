@@ -1,6 +1,6 @@
 """Which launch config is fastest on this GPU, measured once and written where the kernels look it up.
 
-For each distinct linear and attention of the models asked for: every candidate of the kernel's own is first held
+For each distinct product and attention of the models asked for: every candidate of the kernel's own is first held
 against the definition in float64, what is wrong or fails is reported and never written; the rest is timed in turn,
 the best of them once more beside the rule's own choice, and a candidate is written only where it wins by more than
 the spread of the measurement. The table is written after every operation, so that an end at any time loses nothing;
@@ -52,7 +52,7 @@ def here() -> tuple[Gpu, torch.device, Timer]:
         )
     device = torch.device("cuda", torch.cuda.current_device())
     ops, why = choose_ops(device, torch.bfloat16)
-    if ops.name != "triton":
+    if not ops.name.startswith("triton"):
         raise ValueError(f"the kernels do not run on this GPU: {why}")
     return tuning.gpu_of(device), device, CudaTimer(device)
 
@@ -234,7 +234,7 @@ def _measure_switch(programs: Sequence[Callable[[int], object]], timer: Timer) -
 def _begin(path: Path, gpu: Gpu, versions: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     """The table to go on with; a new one where there is none of this GPU and these versions."""
     try:
-        table = tables.read(path, dataclasses.asdict(gpu), versions["triton"])
+        table = tables.read(path, tuning.hardware(gpu), versions["triton"])
     except ValueError as error:
         notes.append(f"{path} is written anew: {error}")
         table = None
@@ -244,7 +244,7 @@ def _begin(path: Path, gpu: Gpu, versions: Mapping[str, str], notes: list[str]) 
     empty = {
         "schema": tables.SCHEMA,
         "date": datetime.date.today().isoformat(),
-        "gpu": dataclasses.asdict(gpu),
+        "gpu": tuning.hardware(gpu),
         "versions": dict(versions),
         "switches": {},
         "failed": [],

@@ -1,18 +1,19 @@
-"""What is tuned: the distinct linear and attention operations of models, each with its inputs, its candidates, and
+"""What is tuned: the distinct products and attention of models, each with its inputs, its candidates, and
 the answer to whether a candidate's result is right.
 """
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vit_fast.kernels import attention, linear, tables
-from vit_fast.kernels.tuning import Gpu, dtype_name, epilogue
+from vit_fast.kernels import attention, linear, linear_norm, linear_tiles
+from vit_fast.kernels.tuning import Gpu, dtype_name
 from vit_fast.ops import not_for_kernels, torch_ops
 from vit_fast.spec import ViTSpec
 from vit_fast.workload import MODELS, Model, Operation, operations
@@ -69,7 +70,6 @@ class Case:
     op: str
     shape: Mapping[str, int | str]
     activation: str | None = None
-    residual: bool = False
 
     @property
     def name(self) -> str:
@@ -83,29 +83,39 @@ class Case:
     def nbytes(self) -> int:
         """Of one set of inputs."""
         s = self.shape
-        if self.op == "linear":
-            M, N, K = s["M"], s["N"], s["K"]
-            values = M * K + N * K + N + M * N * self.residual
-        else:
+        if self.op == "attention":
             values = 3 * s["B"] * s["N"] * s["H"] * s["D"]
+        else:
+            M, N, K = s["M"], s["N"], s["K"]
+            values = M * K + N * K + N + (M * N + 2 * N) * (self.op == "linear_norm")
         return values * self.dtype.itemsize
 
     def rule(self, gpu: Gpu) -> Any:
         """The config that the kernel's own rule chooses."""
-        return _module(self.op).launch_config(*self._choice(gpu))
-
-    def candidates(self, gpu: Gpu) -> tuple[Any, ...]:
-        return _module(self.op).candidates(*self._choice(gpu))
-
-    def _choice(self, gpu: Gpu) -> tuple:
         s, itemsize = self.shape, self.dtype.itemsize
         if self.op == "attention":
-            return s["Nq"], s["N"], s["D"], itemsize, gpu
-        return s["M"], s["N"], s["K"], itemsize, gpu.bulk_copies and itemsize == 2, gpu
+            B, H = s["B"], s["H"]
+            c = attention.launch_config(s["Nq"], s["N"], s["D"], itemsize, gpu, B * H)
+            return c if H % c.heads == 0 else replace(c, heads=1)
+        rule = linear_tiles.launch_config if self.op == "linear" else linear_norm.launch_config
+        return rule(s["M"], s["N"], s["K"], itemsize, self._descriptors(gpu), gpu)
+
+    def candidates(self, gpu: Gpu) -> tuple[Any, ...]:
+        s, itemsize = self.shape, self.dtype.itemsize
+        if self.op == "attention":
+            found = attention.candidates(s["Nq"], s["N"], s["D"], itemsize, gpu)
+            return tuple(c for c in found if s["H"] % c.heads == 0)
+        descriptors = self._descriptors(gpu)
+        if self.op == "linear":
+            return linear_tiles.candidates(s["M"], s["N"], s["K"], itemsize, descriptors, gpu)
+        return linear_tiles.split_candidates(s["K"], itemsize, descriptors)
+
+    def _descriptors(self, gpu: Gpu) -> bool:
+        return gpu.bulk_copies and self.dtype.itemsize == 2
 
 
-def _module(op: str):
-    return {"linear": linear, "attention": attention}[op]
+LAUNCH = {"linear": linear.launch, "linear_norm": linear_norm.launch, "attention": attention.launch}
+EPS = 1e-6
 
 
 def cases_of(
@@ -119,7 +129,7 @@ def cases_of(
                 forward = list(operations(model, batch, dtype.itemsize))
                 whole = sum(o.count * o.flops for o in forward)
                 for o in forward:
-                    if o.op in tables.FIELDS:
+                    if o.op in ("linear", "attention"):
                         case = _case(o, dtype_name(dtype))
                         key = (case.op, *case.shape.values())
                         found.setdefault(key, [case, 0.0])[1] += o.count * o.flops / whole
@@ -129,10 +139,13 @@ def cases_of(
 def _case(o: Operation, dtype: str) -> Case:
     if o.op == "attention":
         return Case(o.op, {**o.shape, "dtype": dtype})
-    activation, residual = o.shape["activation"], o.shape["residual"]
-    shape = {name: o.shape[name] for name in ("M", "N", "K")}
-    shape |= {"dtype": dtype, "epilogue": epilogue(activation, residual)}
-    return Case(o.op, shape, activation, residual)
+    shape = {name: o.shape[name] for name in ("M", "N", "K")} | {"dtype": dtype}
+    if o.shape["residual"]:
+        # what ends half a block runs with the LayerNorm behind it
+        return Case("linear_norm", shape)
+    activation = o.shape["activation"]
+    shape["epilogue"] = linear.epilogue_name(activation, None, None)
+    return Case("linear", shape, activation)
 
 
 @dataclass(frozen=True)
@@ -146,36 +159,46 @@ class Inputs:
     def sets(self) -> int:
         return len(self.operands)
 
-    def launch(self, config: Any, i: int) -> Tensor:
-        return _module(self.case.op).launch(*self.operands[i], config=config)
+    def launch(self, config: Any, i: int) -> Any:
+        return LAUNCH[self.case.op](*self.operands[i], config=config)
 
     def why_wrong(self, config: Any) -> str:
         """What is wrong with this config's result, or "". What the launch raises is the caller's."""
         with _poisoned():
-            y = self.launch(config, 0)
-        if not y.isfinite().all():
+            results = self.launch(config, 0)
+        results = results if isinstance(results, tuple) else (results,)
+        if not all(y.isfinite().all() for y in results):
             return "its result is not finite, or not written everywhere"
         take, operands = self._some()
         exact = tuple(t.double() if isinstance(t, Tensor) else t for t in operands)
-        if self.case.op == "linear":
-            reference = linear.linear_ref(*exact)
-            baseline = torch_ops().linear(*operands)
+        ops, linear_of, norm = torch_ops(), operands[:3], operands[5:]
+        if self.case.op == "attention":
+            references = [attention.attention_ref(*exact)]
+            baselines = [ops.attention(*operands)]
+        elif self.case.op == "linear":
+            references, baselines = [linear.linear_ref(*exact)], [ops.linear(*operands)]
         else:
-            reference = attention.attention_ref(*exact)
-            baseline = torch_ops().attention(*operands)
-        return why_inaccurate(y[take], reference, baseline)
+            references = linear_norm.linear_norm_ref(*exact)
+            y = ops.linear(*linear_of, None, *operands[3:5])
+            baselines = [y, ops.layer_norm(y, *norm)]
+        whys = (
+            why_inaccurate(y[take], reference, baseline)
+            for y, reference, baseline in zip(results, references, baselines)
+        )
+        return next(filter(None, whys), "")
 
     def _some(self) -> tuple[Tensor, tuple[Any, ...]]:
         """Which rows or images are held against float64, and the operands that they need."""
         operands = self.operands[0]
         x = operands[0]
-        most = ROWS if self.case.op == "linear" else IMAGES
+        most = IMAGES if self.case.op == "attention" else ROWS
         take = torch.linspace(0, len(x) - 1, min(most, len(x)), device=x.device).round().long()
         if self.case.op == "attention":
             return take, (*(t[take] for t in operands[:3]), operands[3])
-        x, weight, bias, activation, scale, residual = operands
-        residual = None if residual is None else residual[take]
-        return take, (x[take], weight, bias, activation, scale, residual)
+        if self.case.op == "linear":
+            return take, (x[take], *operands[1:])
+        x, weight, bias, scale, residual, *norm = operands
+        return take, (x[take], weight, bias, scale, residual[take], *norm)
 
 
 def set_up(case: Case, device: torch.device, sets: int) -> Inputs:
@@ -192,8 +215,9 @@ def set_up(case: Case, device: torch.device, sets: int) -> Inputs:
             return q[:, : s["Nq"]], k, v, s["D"] ** -0.5
         M, N, K = s["M"], s["N"], s["K"]
         weight = randn(N, K).div_(K**0.5)
-        residual = randn(M, N) if case.residual else None
-        return randn(M, K), weight, randn(N), case.activation, None, residual
+        if case.op == "linear":
+            return randn(M, K), weight, randn(N), case.activation
+        return randn(M, K), weight, randn(N), None, randn(M, N), randn(N), randn(N), EPS
 
     return Inputs(case, tuple(operands() for _ in range(sets)))
 
@@ -231,7 +255,10 @@ def _poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
-        yield
+        with warnings.catch_warnings():
+            # cuBLAS warns of this mode, in which nothing but new memory matters here
+            warnings.filterwarnings("ignore", message="(?s).*eterministic")
+            yield
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
