@@ -78,9 +78,31 @@ def _linear_calls(name: str, run: Callable, configs) -> Iterator[tuple[str, Call
             )
 
 
-def launches() -> Iterator[tuple[str, Callable]]:
-    from . import gemm_pingpong
+def _attention_calls(name: str, run: Callable, configs: Callable) -> Iterator:
+    def call(D, dtype, config):
+        q, k, v = torch.empty((64, 577, 3, 16, D), dtype=dtype, device="meta").unbind(2)
+        run(q, k, v, D**-0.5, gpu=GPU, config=config)
 
+    for D, dtype in (
+        (64, torch.bfloat16),
+        (72, torch.bfloat16),
+        (80, torch.float16),
+        (96, torch.bfloat16),
+        (128, torch.bfloat16),
+    ):
+        for config in configs(D):
+            yield (
+                f"{name} {config} D={D} {dtype}",
+                lambda d=D, t=dtype, c=config: call(d, t, c),
+            )
+
+
+def launches() -> Iterator[tuple[str, Callable]]:
+    from . import flash_specialised, gemm_pingpong
+
+    yield from _attention_calls(
+        "flash_specialised", flash_specialised.run, flash_specialised.configs
+    )
     yield from _linear_calls("gemm_pingpong", gemm_pingpong.run, gemm_pingpong.CONFIGS)
 
 
