@@ -259,11 +259,14 @@ def _consume(
             m_i = m_new
             l_i = l_i * alpha + gl.sum(p, 1)
             p = p.to(dtype)
+            # over long ago: its branch keeps the compiler from moving the exponentials behind
+            # the wait for o, where they would not overlap it
+            mbarrier.wait(v_ready.index(before), ((i - 1) // STAGES) & 1)
             if W1 > 0:
-                o0, o1, a0, a1 = warpgroup_mma_wait(0, deps=[o0, o1, a0, a1])
+                o0, o1, a0, a1, p = warpgroup_mma_wait(0, deps=[o0, o1, a0, a1, p])
                 o1 = _rescale(o1, alpha)
             else:
-                o0, a0 = warpgroup_mma_wait(0, deps=[o0, a0])
+                o0, a0, p = warpgroup_mma_wait(0, deps=[o0, a0, p])
             mbarrier.arrive(v_empty.index(before), count=1)
             o0 = _rescale(o0, alpha)
 
