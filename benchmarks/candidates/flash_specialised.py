@@ -34,10 +34,10 @@ tiles of the program, is use u = i // STAGES of stage i % STAGES.
   for phase u - 1 of k_empty, whose phase u needs a load that it has not yet made. A consumer whose
   64 rows lie past Nq does all the same on zeros, and its store writes nothing.
 - No deadlock. The copy warp's order is q, then k(i), v(i) for i = 0, 1, ...; a consumer takes
-  q, k(0), then k(i), v(i-1), and at the end v(last). Before k(i) it has released all k below i
-  and all v below i - 1. The copy warp, to load k(i + 1), needs k(i + 1 - STAGES) and
-  v(i - STAGES) released, that is, i + 1 - STAGES < i and i - STAGES < i - 1: STAGES >= 2. Next
-  tile's q needs the last S of this tile only, and it is loaded after v(last), which needs no q.
+  q, k(0), then k(i), v(i-1), and at the end v(last). While it waits for k(i) it has released all k
+  below i and all v below i - 1, and v(i-1) and k(i) need the release of v(i-1-STAGES) and
+  k(i-STAGES); v(i-1) itself is loaded before k(i), which the consumer has. So one stage would do,
+  and more are for prefetching. The next tile's q needs the last S of this tile, which needs no q.
 - p is read from registers by a product in flight: it is kept alive to the wait.
 - The result leaves through a buffer of its own: written by threads, `fence_async_shared`, read by
   the copy engine; `store_wait(0)` before the next tile writes to it, and before the end.
@@ -177,15 +177,16 @@ def _issue_scores(q, q_rest, k, k_rest, W0: gl.constexpr, W1: gl.constexpr):
 def _issue_values(p, v, o, W: gl.constexpr):
     """o + p v [ROWS, W], in flight; the p in registers that it reads, as an operand of o's shape."""
     BLOCK_N: gl.constexpr = v.shape[1]
-    operand: gl.constexpr = gl.DotOperandLayout(0, o.type.layout, 2)
-    a = gl.convert_layout(p, operand)
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, W, 16])
+    a = gl.convert_layout(p, gl.DotOperandLayout(0, layout, 2))
     return warpgroup_mma(a, v.reshape([BLOCK_N, W]), o, is_async=True), a
 
 
 @gluon.jit
 def _rescale(o, factor):
     """o [ROWS, W] times factor [ROWS]."""
-    return o * gl.convert_layout(factor, gl.SliceLayout(1, o.type.layout))[:, None]
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, o.shape[1], 16])
+    return o * gl.convert_layout(factor, gl.SliceLayout(1, layout))[:, None]
 
 
 @gluon.jit
