@@ -39,6 +39,7 @@ class Built:
     wgmma: int
     copies: int  # bulk copies, both ways
     serialised: str  # ptxas' words, or ""
+    overlapped: int  # exponentials that are issued while a product is in flight
 
     def faults(self) -> list[str]:
         """What keeps this config from being tried; empty is good."""
@@ -48,6 +49,8 @@ class Built:
             > GPU.smem,
             "has no wgmma": self.wgmma == 0,
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
+            "waits for its products before its exponentials": "flash" in self.launch
+            and self.overlapped == 0,
         }
         return [fault for fault, there in found.items() if there]
 
@@ -73,7 +76,7 @@ def _linear_calls(name: str, run: Callable, configs) -> Iterator[tuple[str, Call
         ):
             epilogue = f"{activation}{' scale residual' if full else ''} {dtype}"
             yield (
-                f"{name} {config} {epilogue}",
+                f"{name} {config}: {epilogue}",
                 lambda a=activation, f=full, d=dtype, c=config: call(25216, 3072, 768, a, f, d, c),
             )
 
@@ -92,18 +95,29 @@ def _attention_calls(name: str, run: Callable, configs: Callable) -> Iterator:
     ):
         for config in configs(D):
             yield (
-                f"{name} {config} D={D} {dtype}",
+                f"{name} {config}: D={D} {dtype}",
                 lambda d=D, t=dtype, c=config: call(d, t, c),
             )
 
 
 def launches() -> Iterator[tuple[str, Callable]]:
-    from . import flash_specialised, gemm_pingpong
+    from . import flash_specialised, gemm_cooperative, gemm_pingpong
 
     yield from _attention_calls(
-        "flash_specialised", flash_specialised.run, flash_specialised.configs
+        flash_specialised.NAME, flash_specialised.run, flash_specialised.configs
     )
-    yield from _linear_calls("gemm_pingpong", gemm_pingpong.run, gemm_pingpong.CONFIGS)
+    for module in (gemm_pingpong, gemm_cooperative):
+        yield from _linear_calls(module.NAME, module.run, module.CONFIGS)
+
+
+def _overlapped(cubin: Path) -> int:
+    """Exponentials between two waits for products, with no product issued between them: the second
+    wait is for one that was in flight all along.
+    """
+    command = [_TOOLS / "nvdisasm", cubin]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    marks = "".join(m[0] for m in re.findall(r"HGMMA|WARPGROUP\.DEPBAR|MUFU\.EX2", sass))
+    return sum(map(len, re.findall(r"W(M+)(?=W)", marks)))
 
 
 def _read(files: dict[str, str], launch: str) -> Built:
@@ -127,6 +141,7 @@ def _read(files: dict[str, str], launch: str) -> Built:
         wgmma=ptx.count("wgmma.mma_async"),
         copies=ptx.count("cp.async.bulk.tensor"),
         serialised=_serialised(by_suffix[".ptx"], GPU.arch),
+        overlapped=_overlapped(by_suffix[".cubin"]),
     )
 
 
@@ -155,7 +170,8 @@ def main() -> None:
         else:
             print(
                 f"{b.launch}: {b.registers} registers at launch, {b.handed_out[:3]} handed out, "
-                f"{b.spill_bytes} spilled, {b.smem_bytes / 1024:.1f} KB, {b.wgmma} wgmma, {b.copies} copies"
+                f"{b.spill_bytes} spilled, {b.smem_bytes / 1024:.1f} KB, {b.wgmma} wgmma, {b.copies} copies, "
+                f"{b.overlapped} overlapped exponentials"
                 + "".join(f"; FAULT: {f}" for f in b.faults()),
                 flush=True,
             )

@@ -75,6 +75,9 @@ class Config:
     stages: int
     registers: int  # a consumer's; the copy warp's group has 24
 
+    def __str__(self) -> str:
+        return f"{self.consumers} x 64 queries, {self.block_n} keys, {self.stages} stages"
+
 
 # the first is what `run` takes
 _CONFIGS = {
@@ -83,6 +86,8 @@ _CONFIGS = {
     (64, 32): (Config(2, 128, 3, 240), Config(2, 64, 4, 240)),
     (128, 0): (Config(2, 128, 2, 240), Config(2, 64, 4, 240)),
 }
+NAME = "flash_specialised"
+ALL_CONFIGS = tuple(dict.fromkeys(c for choice in _CONFIGS.values() for c in choice))
 
 
 def head_parts(D: int) -> tuple[int, int] | None:

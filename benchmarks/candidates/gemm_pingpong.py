@@ -55,6 +55,8 @@ from .gemm_parts import (
     store_tile,
 )
 
+NAME = "gemm_pingpong"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -62,6 +64,9 @@ class Config:
     block_n: int = 128
     block_k: int = 64
     stages: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n}x{self.block_k}, {self.stages} stages"
 
 
 CONFIGS = (Config(), Config(block_k=128, stages=2), Config(stages=4))
