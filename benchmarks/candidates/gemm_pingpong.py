@@ -3,7 +3,7 @@
 2 M N K operations; x, W and the residual are read once from memory, y is written once, 2 bytes a
 value. A tile is 128 x 128, K in steps of 64: a step is 2 * 128 * 128 * 64 operations on 32 KB of
 shared memory. At K = 768 the main loop of such a tile takes about 6,100 clocks of the matrix unit
-(1024 FMAs a clock) and its epilogue about half of that in instruction issue (both estimates).
+(2048 FMAs a clock) and its epilogue about a third of that in instruction issue (both estimates).
 Here the epilogue is free as long as it is the shorter of the two: while one consumer warpgroup
 stores its tile, the other multiplies.
 
