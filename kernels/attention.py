@@ -57,6 +57,29 @@ class Config:
     heads: int = 1  # heads that a program of the one-pass kernel takes, one after the other
     blocks_per_sm: int = 2  # that are to share the 65536 registers of a multiprocessor
 
+    def __post_init__(self) -> None:
+        rows = self.block_m, self.block_n
+        if not all(n in (16, 32, 64, 128, 256) for n in rows) or self.tail_m not in (0, 16, 32):
+            raise ValueError(
+                f"blocks of {rows} and a tail of {self.tail_m}: expected powers of two from 16 to 256, and 0, 16 or 32"
+            )
+        falling = tuple(sorted(self.chunks, reverse=True)) == self.chunks
+        if not falling or not all(n in (0, 16, 32, 64, 128) for n in self.chunks):
+            raise ValueError(
+                f"chunks of {self.chunks} keys: expected powers of two from 16 to 128, the largest first"
+            )
+        small = 1 <= self.num_stages <= 8 and 1 <= self.blocks_per_sm <= 8
+        if self.num_warps not in (4, 8, 16) or not small:
+            raise ValueError(
+                f"{self.num_warps} warps, {self.num_stages} stages, {self.blocks_per_sm} blocks a multiprocessor: "
+                "expected 4, 8 or 16, 1 to 8, 1 to 8"
+            )
+        if self.widest not in (16, 32, 64, 128) or self.heads not in (1, 2, 4, 8):
+            raise ValueError(
+                f"{self.widest} lanes a product and {self.heads} heads a program: expected a power of two up to "
+                "128, and up to 8"
+            )
+
     @property
     def registers(self) -> int:
         return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))

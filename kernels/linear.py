@@ -74,7 +74,12 @@ def config_for(
 ) -> Config:  # fmt: skip
     """The measured configuration of this shape on this GPU, else the rule's."""
     measured = tuned(gpu, "linear", M=M, N=N, K=K, dtype=dtype_name(dtype), epilogue=epilogue)
-    if measured is not None and aligned:
+    # it was measured on tensors that the best kernel for this dtype takes
+    if (
+        measured is not None
+        and aligned
+        and descriptors == (gpu.bulk_copies and dtype.itemsize == 2)
+    ):
         return Config(**measured)
     return linear_tiles.launch_config(M, N, K, dtype.itemsize, descriptors, gpu, aligned)
 

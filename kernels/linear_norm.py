@@ -37,7 +37,12 @@ def config_for(
 ) -> Config:
     """The measured configuration of this shape on this GPU, else the fewest clocks."""
     measured = tuned(gpu, "linear_norm", M=M, N=N, K=K, dtype=dtype_name(dtype))
-    if measured is not None and aligned:
+    # it was measured on tensors that the best kernel for this dtype takes
+    if (
+        measured is not None
+        and aligned
+        and descriptors == (gpu.bulk_copies and dtype.itemsize == 2)
+    ):
         return Config(**measured)
     return launch_config(M, N, K, dtype.itemsize, descriptors, gpu, aligned)
 

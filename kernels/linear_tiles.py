@@ -29,6 +29,20 @@ class Config:
     flatten: bool = False  # the next tile's loads begin before this one is stored
     library: bool = False  # cuBLAS, then the epilogue as a pass of its own
 
+    def __post_init__(self) -> None:
+        blocks = self.block_m, self.block_n, self.block_k
+        if not all(n in (16, 32, 64, 128, 256) for n in blocks):
+            raise ValueError(f"blocks of {blocks}: expected powers of two from 16 to 256")
+        if self.num_warps not in (4, 8, 16) or not 1 <= self.num_stages <= 8:
+            raise ValueError(
+                f"{self.num_warps} warps and {self.num_stages} stages: expected 4, 8 or 16 and 1 to 8"
+            )
+        if self.slices not in (1, 2) or not 1 <= self.splits <= 64 or not 1 <= self.blocks_per_sm <= 8:  # fmt: skip
+            raise ValueError(
+                f"{self.slices} slices, {self.splits} splits, {self.blocks_per_sm} blocks a multiprocessor: "
+                "expected 1 or 2, 1 to 64, 1 to 8"
+            )
+
     @property
     def registers(self) -> int:
         """A thread's registers if blocks_per_sm blocks are to share the 65536 of a multiprocessor.

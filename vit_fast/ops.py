@@ -188,7 +188,10 @@ def choose_ops(
     runs, why = _runs_triton(device)
     if runs and (refusal := not_for_kernels(dtype, head_dim)):
         runs, why = False, refusal
-    return triton_ops() if runs else torch_ops(), why
+    if not runs:
+        return torch_ops(), why
+    folded = dtype != torch.float32 and _folding_wins(device)
+    return triton_ops(folded), why
 
 
 def not_for_kernels(dtype: torch.dtype, head_dim: int) -> str:
@@ -205,6 +208,14 @@ def _why_not_onednn(dtype: torch.dtype) -> str:
     from vit_fast.onednn import why_not
 
     return why_not(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _folding_wins(device: torch.device) -> bool:
+    """Whether `vit-fast tune` has found it so on this GPU."""
+    from vit_fast.kernels.tuning import gpu_of, switch
+
+    return switch(gpu_of(device), "fold")
 
 
 @torch.compiler.assume_constant_result

@@ -24,6 +24,7 @@ from vit_fast.kernels import tables, trial, tuning
 from vit_fast.kernels.tuning import Gpu
 from vit_fast.ops import choose_ops
 from vit_fast.tune_cases import Case, Inputs, set_up
+from vit_fast.tune_switches import SWITCHES
 
 SCREENING, CONFIRMING = 5, 21  # rounds
 FINALISTS = 3
@@ -41,7 +42,6 @@ class Timer(Protocol):
 
 # name -> the two ways to run, without and with: (device) -> (off, on), programs as a Timer takes them
 Switches = Mapping[str, Callable[[torch.device], tuple[Callable[[int], object], ...]]]
-SWITCHES: Switches = {}
 
 
 def here() -> tuple[Gpu, torch.device, Timer]:
