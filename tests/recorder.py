@@ -40,7 +40,9 @@ class Tape(TorchDispatchMode):
         for op, args, kwargs, made in self.steps:
             given = {_memory(t) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
             result = op(*args, **kwargs)
-            new = [t for t in tree_iter(result) if isinstance(t, Tensor) and _memory(t) not in given]
+            new = [
+                t for t in tree_iter(result) if isinstance(t, Tensor) and _memory(t) not in given
+            ]
             for t, value in zip(made, new, strict=True):
                 t.copy_(value)
 

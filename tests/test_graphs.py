@@ -1,29 +1,25 @@
 """Graphs of a ViT, through a recorder in software: never another result than by ordinary launches, and a bounded cost."""
 
 import copy
-import multiprocessing
-import os
 import pickle
-import threading
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import vit_fast.graphs
 from models import NORM, SPEC, images, randomize
 from recorder import SoftwareRecorder
 from vit_fast import ViT, torch_ops
-from vit_fast.graphs import COUNT, LARGEST, LONGEST_WAIT, WORTH, bucket
+from vit_fast.graphs import LARGEST, Graphs, bucket
 
 SIZES = [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64]
 
 
 @pytest.fixture
 def vit() -> ViT:
-    vit = randomize(ViT(SPEC, NORM, ops=torch_ops())).eval()
+    with torch.inference_mode(False):
+        vit = randomize(ViT(SPEC, NORM, ops=torch_ops())).eval()
     vit.recorder = SoftwareRecorder
     return vit
 
@@ -66,7 +62,7 @@ def test_captured_once_then_replayed(vit):
     for i in range(4):
         check(vit, images(2, 3, 32, 32, seed=i), replayed=i > 0)
     assert recorder(vit).records == 1
-    assert vit.graph_report() == vit_fast.graphs.Graphs(1, SoftwareRecorder.bytes_a_graph)
+    assert vit.graph_report() == Graphs(1, SoftwareRecorder.bytes_a_graph)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +138,13 @@ def test_interleaved_shapes(vit):
 def test_padding_reaches_no_valid_row(vit):
     """NaN in the rows beyond, left by a full batch before: small, large, small, each as it should be."""
     check(vit, images(9, 3, 32, 32))
-    for seed, batch, poisoned in [(1, 9, False), (2, 10, True), (3, 9, False), (4, 10, False), (5, 9, True)]:
+    for seed, batch, poisoned in [
+        (1, 9, False),
+        (2, 10, True),
+        (3, 9, False),
+        (4, 10, False),
+        (5, 9, True),
+    ]:
         pixels = images(batch, 3, 32, 32, seed=seed)
         if poisoned:
             pixels[-1] = torch.nan
@@ -190,7 +192,6 @@ def test_a_wanted_gradient_is_not_lost(vit):
 
 
 def test_more_than_a_bucket_holds(vit):
-    assert vit.spec.tokens((8, 8)) == 2 if hasattr(vit.spec, "tokens") else True
     for batch in (0, LARGEST + 1):
         for _ in range(2):
             y = vit(images(batch, 3, 8, 8))
@@ -202,22 +203,32 @@ def test_more_than_a_bucket_holds(vit):
 CHANGES = {
     "a weight written": (lambda v: v.blocks[1].mlp.fc2.weight.mul_(2), True),
     "a weight written that others are derived from": (lambda v: v.pos_embed.mul_(2), True),
-    "the class token written": (lambda v: v.cls_token.add_(1), True),
+    "the class token written": (lambda v: v.cls_token.mul_(2), True),
     "a patch weight written": (lambda v: v.patch_embed.proj.weight.mul_(2), True),
     "a weight replaced": (
-        lambda v: setattr(v.blocks[0].attn.qkv, "weight", nn.Parameter(2 * v.blocks[0].attn.qkv.weight)),
+        lambda v: setattr(
+            v.blocks[0].attn.qkv, "weight", nn.Parameter(2 * v.blocks[0].attn.qkv.weight)
+        ),
         False,
     ),
     "a bias replaced": (lambda v: setattr(v.norm, "bias", nn.Parameter(v.norm.bias + 1)), False),
-    "other memory": (lambda v: setattr(v.blocks[0].mlp.fc1.weight, "data", 2 * v.blocks[0].mlp.fc1.weight.data), False),
-    "other memory of a bias": (lambda v: setattr(v.norm.bias, "data", v.norm.bias.data + 1), False),
-    "another layout": (
-        lambda v: setattr(v.blocks[0].attn.proj.weight, "data", v.blocks[0].attn.proj.weight.data.t()),
+    "other memory": (
+        lambda v: setattr(v.blocks[0].mlp.fc1.weight, "data", 2 * v.blocks[0].mlp.fc1.weight.data),
         False,
     ),
-    "a class token replaced": (lambda v: setattr(v, "cls_token", nn.Parameter(v.cls_token + 1)), False),
+    "other memory of a bias": (lambda v: setattr(v.norm.bias, "data", v.norm.bias.data + 1), False),
+    "another layout": (
+        lambda v: setattr(
+            v.blocks[0].attn.proj.weight, "data", v.blocks[0].attn.proj.weight.data.t()
+        ),
+        False,
+    ),
+    "a class token replaced": (
+        lambda v: setattr(v, "cls_token", nn.Parameter(2 * v.cls_token)),
+        False,
+    ),
     "a block replaced": (lambda v: v.blocks.__setitem__(0, copy.deepcopy(v.blocks[1])), False),
-    "a block fewer": (lambda v: v.blocks.pop(-1), False),
+    "a block fewer": (lambda v: v.blocks[1:] and v.blocks.pop(-1), False),
     "an eps": (lambda v: setattr(v.norm, "eps", 0.5), False),
     "an activation": (lambda v: setattr(v.blocks[1].mlp, "activation", "silu"), False),
     "a state dict": (lambda v: v.load_state_dict(randomize(ViT(SPEC), 3).state_dict()), True),
@@ -252,13 +263,12 @@ def test_no_stale_result(vit, change, stays, dtype):
         for i in range(3):
             before = by_launches(vit, pixels)
             change(vit)
-            for _ in range(4):
-                y = vit(pixels)
-                assert close(y, copy.deepcopy(vit).encode(pixels, vit.ops)[0])
-            changed = not close(y, before)
-            if i == 0 and dtype == torch.uint8:
-                assert changed
-    assert recorder(vit).replays > 3
+            expected = copy.deepcopy(vit).encode(pixels, vit.ops)[0]
+            assert i or dtype != torch.uint8 or not close(expected, before)
+            replays = recorder(vit).replays
+            for _ in range(10):
+                assert close(vit(pixels), expected)
+            assert recorder(vit).replays > replays
     assert (recorder(vit).records == 1) == stays
 
 
@@ -380,7 +390,9 @@ def test_settings_of_the_launches_count(vit):
         if vit._graphs is not None:
             recorder(vit).baked = setting
         else:
-            vit.recorder = type("Recorder", (SoftwareRecorder,), {"settings": lambda self: self.baked or "ieee"})
+            vit.recorder = type(
+                "Recorder", (SoftwareRecorder,), {"settings": lambda self: self.baked or "ieee"}
+            )
         check(vit, pixels, replayed=replayed)
 
 
