@@ -1,9 +1,9 @@
 """SoftwareRecorder: a CUDA graph's promises and pitfalls on a CPU.
 
-It records the operations that reach PyTorch's dispatcher, with the tensors themselves: aliases of their memory, as a CUDA
-graph has addresses. A write into that memory is seen by a replay, another tensor in a parameter's place is not. Before
-each replay everything that any recording of the pool wrote on its way to outputs is NaN, as in memory that is shared, and
-so are its outputs: what a replay leaves out cannot pass for a result.
+It records the operations that reach PyTorch's dispatcher, with the tensors themselves: aliases of their memory, as a
+CUDA graph has addresses. A write into that memory is seen by a replay, another tensor in a parameter's place is not.
+Before each replay everything that any recording of the pool has written is NaN: as memory that is shared may be, and so
+that nothing that a replay leaves out can pass for a result.
 """
 
 import threading
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from models import NORM, SPEC, randomize
+from vit_fast import ViT, torch_ops
 from vit_fast.recorder import Recording
 
 
@@ -116,3 +118,31 @@ class SoftwareRecorder:
 
 def _memory(t: Tensor) -> int:
     return t.untyped_storage().data_ptr()
+
+
+def recorded_vit() -> ViT:
+    """A tiny one with random weights, on PyTorch's operations, replayed in software."""
+    with torch.inference_mode(False):
+        vit = randomize(ViT(SPEC, NORM, ops=torch_ops())).eval()
+    vit.recorder = SoftwareRecorder
+    return vit
+
+
+def recorder(vit: ViT) -> SoftwareRecorder:
+    return vit._graphs._recorder
+
+
+def by_launches(vit: ViT, pixels: Tensor) -> Tensor:
+    return vit.encode(pixels, vit.ops)[0]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def check(vit: ViT, pixels: Tensor, replayed: bool | None = None) -> None:
+    """As by ordinary launches; and whether it came out of a graph."""
+    before = 0 if vit._graphs is None else recorder(vit).replays
+    assert close(vit(pixels), by_launches(vit, pixels))
+    if replayed is not None:
+        assert recorder(vit).replays - before == replayed

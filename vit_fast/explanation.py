@@ -18,7 +18,7 @@ class Encoder:
     fast_calls, other_calls: how many calls ran on the engine, and how many through transformers' own forward.
     ops, ops_reason: the table of operations that the engine runs on (cpu, triton, torch), and why that one.
     nbytes: bytes that are held beside the model's own weights.
-    graphs, graph_nbytes, no_graph: its CUDA graphs, their bytes of GPU memory, and what is launched without one and why.
+    graphs, graph_nbytes, no_graph: its CUDA graphs, their bytes of GPU memory, what is launched without one and why.
     """
 
     name: str

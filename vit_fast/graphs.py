@@ -237,7 +237,7 @@ class GraphCache:
 
         recorder, refused = self._recorder, ""
         limit = recorder.limit if self._limit is None else self._limit
-        for alone in (not self._graphs, True):
+        for again in (True, False):
             try:
                 # in tensors that may be written in any mode
                 with torch.inference_mode(False), torch.no_grad(), reading(capturing=True) as reads:
@@ -245,33 +245,37 @@ class GraphCache:
             except WeightsChanged:
                 return ""  # the next call tries again
             except torch.OutOfMemoryError:
+                # a capture cannot take what the allocator keeps of earlier launches; dropping gives that back, too
                 refused = "out of GPU memory at capture"
             except RuntimeError as error:
                 refused = f"it cannot be captured ({str(error).partition(chr(10))[0]})"
-            if refused:
-                break
-            nbytes = recorder.nbytes()
-            if nbytes <= limit:
-                self._graphs[key] = Graph(recording, reads)
-                self._nbytes = nbytes
-                if len(self._graphs) > self._count:
-                    self._graphs.popitem(last=False)
-                    self._wasted()
-                return ""
-            del recording, reads
-            if alone:
+                again = False
+            else:
+                nbytes = recorder.nbytes()
+                if nbytes <= limit:
+                    self._keep(key, Graph(recording, reads), nbytes)
+                    return ""
+                del recording, reads
                 refused = (
                     f"its graph takes {nbytes / 1e6:.1f} MB, the limit is {limit / 1e6:.1f} MB"
                 )
-                break
+                again = again and bool(self._graphs)
+            # what was taken lies in the pool, and only a whole pool is given back
             self._drop()
-        # what was taken lies in the pool, and only a whole pool is given back
-        self._drop()
+            if not again:
+                break
         self._refused[key] = refused
         return refused
 
+    def _keep(self, key: Key, graph: Graph, nbytes: int) -> None:
+        self._graphs[key], self._nbytes = graph, nbytes
+        if len(self._graphs) > self._count:
+            self._graphs.popitem(last=False)
+            self._wasted()
+
     def _drop(self) -> None:
-        self._wasted()
+        if self._graphs:
+            self._wasted()
         self._graphs.clear()
         self._nbytes = 0
         self._recorder.reset()
