@@ -278,7 +278,8 @@ def test_a_forked_worker_is_told_to_be_spawned(vit):
         if used:
             check(vit, *SHAPES[0])
         here, there = context.Pipe()
-        process = context.Process(target=_in_a_fork, args=(vit, there))
+        process = context.Process(target=_in_a_fork, args=(vit, there), daemon=True)
         process.start()
         assert here.poll(60) and expected in here.recv()
-        process.join()
+        process.join(60)
+        assert process.exitcode == 0

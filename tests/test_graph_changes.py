@@ -10,6 +10,7 @@ from torch import nn
 from models import NORM, SPEC, images, randomize
 from recorder import SoftwareRecorder, by_launches, check, close, recorded_vit, recorder
 from vit_fast import ViT, torch_ops
+from vit_fast.weights import SIZES
 
 
 @pytest.fixture
@@ -111,6 +112,22 @@ def test_an_optimizer_step_between(vit):
             optimizer.zero_grad()
     assert recorder(vit).records == 1
     assert recorder(vit).replays > 4
+
+
+def test_derived_weights_that_come_to_lie_elsewhere(vit):
+    """Pushed out by other sizes, so not made anew in place: the graph that read them is made anew, too."""
+    pixels = images(2, 3, 40, 48)
+    with torch.inference_mode(False), torch.no_grad():
+        for _ in range(2):
+            check(vit, pixels)
+        for width in range(8, 8 * (SIZES + 5), 8):
+            vit(images(1, 3, 8, width))
+        check(vit, pixels, replayed=True)
+        records = recorder(vit).records
+        vit.pos_embed.mul_(2)
+        check(vit, pixels, replayed=True)  # thrown away
+        check(vit, pixels, replayed=True)
+    assert recorder(vit).records == records + 1
 
 
 def test_a_graph_holds_what_it_reads(vit):

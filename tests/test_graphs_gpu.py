@@ -266,10 +266,10 @@ def test_a_forked_worker(vit):
     vit(pixels)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    process = context.Process(target=_in_a_fork, args=(vit, pixels, there))
+    process = context.Process(target=_in_a_fork, args=(vit, pixels, there), daemon=True)
     process.start()
     assert here.poll(60) and "get_context('spawn')" in here.recv()
-    process.join()
+    process.join(60)
 
 
 def test_an_accelerated_model():
