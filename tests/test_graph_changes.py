@@ -114,6 +114,13 @@ def test_an_optimizer_step_between(vit):
     assert recorder(vit).replays > 4
 
 
+def test_a_conversion_drops_them_first(vit):
+    """Not at the next call: the old weights, which they hold, are freed."""
+    vit(images(2, 3, 32, 32))
+    nn.ModuleList([vit]).double()
+    assert vit.graph_report().count == recorder(vit).pool == 0
+
+
 def test_derived_weights_that_come_to_lie_elsewhere(vit):
     """Pushed out by other sizes, so not made anew in place: the graph that read them is made anew, too."""
     pixels = images(2, 3, 40, 48)
