@@ -219,9 +219,14 @@ def test_copies_have_none_and_restored_ones_gave_them_back(pair):
         recorded(copied)
         assert_replayed(copied, stock, PIXELS)
     assert_replayed(fast, stock, PIXELS)
-    engine = engine_of(fast)
-    vit_fast.restore(fast)
-    assert engine.graph_report().count == 0
+    for give_back in (lambda: fast.double().float(), lambda: vit_fast.restore(fast)):
+        engine = engine_of(fast)
+        assert engine.graph_report().count == 1
+        give_back()
+        assert engine.graph_report().count == 0
+        if state := vars(fast).get("_vit_fast"):
+            assert state.bound is None
+            assert_replayed(fast, stock, PIXELS)
 
 
 def test_a_capture_that_fails(pair):
