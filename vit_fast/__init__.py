@@ -30,17 +30,18 @@ __all__ = [
     "restore",
     "torch_ops",
     "triton_ops",
+    "warmup",
 ]
 
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification, ViTModel
 
-    from vit_fast.drop_in import accelerate, explain, refresh, restore
+    from vit_fast.drop_in import accelerate, explain, refresh, restore, warmup
 
 
 def __getattr__(name: str) -> Any:
     # on first use, because importing the models of transformers takes seconds
-    if name in ("accelerate", "explain", "refresh", "restore"):
+    if name in ("accelerate", "explain", "refresh", "restore", "warmup"):
         from vit_fast import drop_in
 
         return getattr(drop_in, name)

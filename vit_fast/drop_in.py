@@ -1,14 +1,16 @@
-"""accelerate, restore, refresh: for any object that holds vision encoders of transformers."""
+"""accelerate, restore, refresh, warmup: for any object that holds vision encoders of transformers."""
 
 import warnings
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from vit_fast.explanation import Encoder, Explanation
 from vit_fast.families import SUPPORTED, family_of
 from vit_fast.families.modules import stock_class
+from vit_fast.graphed import check_shape
 from vit_fast.model import ViT
 from vit_fast.ops import CPU
 from vit_fast.state import state_of
@@ -17,7 +19,7 @@ from vit_fast.swap import refusal, swap, unswap
 T = TypeVar("T")
 
 
-def accelerate(model: T, *, cpu: str = "auto") -> T:
+def accelerate(model: T, *, cpu: str = "auto", graphs: bool = True) -> T:
     """Makes the vision encoders in `model` run on vit-fast's engine, in place; returns `model`.
 
     model: an nn.Module, or an object with some among its attributes (a pipeline). Each outermost module whose class is
@@ -25,8 +27,11 @@ def accelerate(model: T, *, cpu: str = "auto") -> T:
         dict, same outputs. Where the fast path does not apply to a call, transformers' own forward runs: see explain().
     cpu: "auto", the fast operations of this CPU where it has them, which keep a packed copy of the weights of linear
         layers; or "plain", PyTorch's own, which keep one of q, k and v.
+    graphs: on a GPU, launch the encoder for up to 64 images as one CUDA graph, captured at the first call of its shape
+        or by warmup(). False: launch kernel by kernel, and take no memory for graphs.
 
-    Warns if there is nothing to accelerate. Calling it again changes nothing but `cpu`. restore() undoes it.
+    Warns if there is nothing to accelerate. Calling it again changes nothing but `cpu` and `graphs`. restore() undoes
+    it.
     """
     if cpu not in CPU:
         raise ValueError(f"cpu must be one of {', '.join(CPU)}, got {cpu!r}")
@@ -37,9 +42,13 @@ def accelerate(model: T, *, cpu: str = "auto") -> T:
             continue
         for _, inner in _encoders(module, inside=True):
             unswap(inner)  # the outermost one answers
-        if stock_class(module) is type(module) or state_of(module).cpu != cpu:
-            swap(module, cpu)
         found += 1
+        swapped = stock_class(module) is not type(module)
+        if swapped and (state_of(module).cpu, state_of(module).graphs) == (cpu, graphs):
+            continue
+        if swapped:
+            state_of(module).forget()
+        swap(module, cpu, graphs)
     if not found:
         reasons = "; ".join(refused) or f"no {SUPPORTED} of exactly that class in it"
         warnings.warn(
@@ -65,9 +74,41 @@ def refresh(model: T) -> T:
     """
     for _, module in _modules(model):
         if stock_class(module) is not type(module):
-            state_of(module).bound = None
+            state_of(module).forget()
         elif isinstance(module, ViT):
             module.refresh()
+    return model
+
+
+def warmup(
+    model: T, shapes: Iterable[Sequence[int]], dtype: torch.dtype | None = None, **call: Any
+) -> T:
+    """Calls each accelerated encoder in `model` with zeros of each of `shapes`, (B, C, H, W); returns `model`.
+
+    So that no later call of these shapes captures a CUDA graph or compiles a kernel; on a CPU what is derived from
+    weights is made. dtype: of the pixels to come, None for the model's. call: arguments of the calls to come:
+    output_hidden_states=True, or interpolate_pos_encoding=True for sizes that are not the model's own.
+
+    Warns where transformers' own forward answers. ValueError for a shape that is none.
+    """
+    for shape in (shapes := list(shapes)):
+        check_shape(shape)
+    for name, module in _encoders(model):
+        if stock_class(module) is type(module):
+            continue
+        state = state_of(module)
+        for shape in shapes:
+            if state.bound is not None and state.bound.engine is not None:
+                state.bound.engine.capture_now()
+            with torch.inference_mode():
+                module(
+                    torch.zeros(*shape, dtype=dtype or module.dtype, device=module.device), **call
+                )
+            if not state.last_was_fast:
+                warnings.warn(
+                    f"vit_fast.warmup: {name or 'the model'} runs transformers' own forward: {state.last_reason}",
+                    stacklevel=2,
+                )
     return model
 
 

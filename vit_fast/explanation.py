@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vit_fast.graphs import Graphs
 from vit_fast.state import state_of
 
 
@@ -17,6 +18,7 @@ class Encoder:
     fast_calls, other_calls: how many calls ran on the engine, and how many through transformers' own forward.
     ops, ops_reason: the table of operations that the engine runs on (cpu, triton, torch), and why that one.
     nbytes: bytes that are held beside the model's own weights.
+    graphs, graph_nbytes, no_graph: its CUDA graphs, their bytes of GPU memory, what is launched without one and why.
     """
 
     name: str
@@ -29,6 +31,9 @@ class Encoder:
     ops: str | None = None
     ops_reason: str = ""
     nbytes: int = 0
+    graphs: int = 0
+    graph_nbytes: int = 0
+    no_graph: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, module: nn.Module, reason: str) -> "Encoder":
@@ -39,6 +44,7 @@ class Encoder:
         refused = bound.refused or state.defaults(bound.configs).refused
         fast = not refused if state.last_was_fast is None else state.last_was_fast
         last = state.last_reason or refused
+        graphs = bound.engine.graph_report() if bound.engine else Graphs()
         return cls(
             name,
             type(module).__name__,
@@ -50,6 +56,9 @@ class Encoder:
             bound.ops.name if bound.ops else None,
             bound.ops_reason,
             bound.engine.derived_nbytes() if bound.engine else 0,
+            graphs.count,
+            graphs.nbytes,
+            graphs.refused,
         )
 
     def __str__(self) -> str:
@@ -61,6 +70,9 @@ class Encoder:
         if self.ops:
             lines.append(f"operations: {self.ops} ({self.ops_reason})")
             lines.append(f"held beside the weights: {self.nbytes / 1e6:.1f} MB")
+        if self.graphs:
+            lines.append(f"CUDA graphs: {self.graphs}, {self.graph_nbytes / 1e6:.1f} MB")
+        lines += [f"launched without a CUDA graph: {why}" for why in self.no_graph]
         if self.reason:
             lines.append(f"why not: {self.reason}")
         elif self.last_reason:

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_fast import weights
+from vit_fast.graphed import Graphed
 from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed
 from vit_fast.ops import Ops, choose_ops, torch_ops
 from vit_fast.pixels import check_pixels
 from vit_fast.runtime import autocast_is_on, mode_forbids
 from vit_fast.spec import ViTSpec
-from vit_fast.watch import Watch
 from vit_fast.weights import Derived, Normalization
 
 if TYPE_CHECKING:
@@ -43,13 +43,15 @@ class Features:
     logits: Tensor | None = None
 
 
-class ViT(nn.Module):
+class ViT(Graphed):
     """pixels [B, C, H, W] -> tokens [B, N, D], the encoder's last_hidden_state.
 
     Any strides, any H and W that the patch divides: positions are interpolated as transformers does.
     Float pixels are normalized already and have the model's dtype; uint8 pixels are normalized here,
     by `normalization`. `ops` None: what choose_ops gives for the device and the dtype; and always
     PyTorch's own while a gradient is wanted.
+
+    On a GPU a forward pass of up to 64 images is one CUDA graph: see Graphed for `graphs`, `graph_bytes` and warmup().
     """
 
     def __init__(
@@ -67,7 +69,6 @@ class ViT(nn.Module):
         self.pooler = nn.Linear(spec.dim, spec.pooler_dim) if spec.pooler_dim else None
         self.head = nn.Linear(spec.dim, spec.num_labels) if spec.num_labels else None
         self._derived = Derived()
-        self._watch: Watch | None = None
         self._warned = False
 
     @classmethod
@@ -126,6 +127,7 @@ class ViT(nn.Module):
                 raise ValueError(
                     f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {self._layout.get(name)}"
                 )
+        before = self.tensors()
         for name, parts in sources.items():
             path, _, leaf = name.rpartition(".")
             module = self.get_submodule(path)
@@ -134,13 +136,17 @@ class ViT(nn.Module):
             else:
                 # not by setattr: a tensor may stand in for a parameter, as under torch.func.functional_call
                 module._parameters[leaf] = parts[0]
+        now = self.tensors()
+        if self._read is None or [id(t) for t in now] != [id(t) for t in before]:
+            self._read = object()
 
     def derived_nbytes(self) -> int:
         """Bytes held beside the parameters: what was packed, folded, summed or resized."""
         return sum(m._derived.nbytes() for m in self.modules() if hasattr(m, "_derived"))
 
     def refresh(self) -> None:
-        """Forgets what was derived from the parameters."""
+        """Forgets what was derived from the parameters, and the graphs that read it."""
+        self.release_graphs()
         for m in self.modules():
             if hasattr(m, "_derived"):
                 m._derived.clear()
@@ -155,7 +161,7 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B, C, H, W] -> [B, N, D]"""
-        return self.encode(pixels, self._ops_for(pixels))[0]
+        return self.run(pixels, self._ops_for(pixels))[0]
 
     def encode(
         self,
@@ -207,7 +213,7 @@ class ViT(nn.Module):
             raise ValueError("nothing asked for: set tokens, pooled, hidden_states or logits")
         rows = None if tokens else int(pooled or logits)
         keep = range(self.spec.depth + 1) if hidden_states else ()
-        y, kept = self.encode(pixels, self._ops_for(pixels), rows, keep)
+        y, kept = self.run(pixels, self._ops_for(pixels), rows, keep)
         return Features(
             tokens=y if tokens else None,
             pooled=self._pool(y[:, 0]) if pooled else None,
@@ -267,6 +273,4 @@ class ViT(nn.Module):
     def _wants_gradient(self) -> bool:
         if torch.compiler.is_compiling():
             return any(p.requires_grad for p in self.parameters())
-        if self._watch is None or not self._watch.unchanged():
-            self._watch = Watch(self.modules())
-        return self._watch.wants_gradient()
+        return self._watched().wants_gradient()

@@ -19,6 +19,7 @@ from vit_fast.families.calls import Defaults, attention_function, defaults_of, h
 from vit_fast.families.modules import active_dropout, stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import Ops, choose_ops
+from vit_fast.recorder import CudaRecorder
 from vit_fast.runtime import autocast_is_on, mode_forbids
 from vit_fast.spec import ViTSpec
 from vit_fast.watch import Watch, global_hooks_are_set
@@ -43,11 +44,12 @@ class Bound(NamedTuple):
 class State:
     """Beside one accelerated model: the engine that reads its weights, and what became of its calls."""
 
-    def __init__(self, model: PreTrainedModel, cpu: str) -> None:
+    def __init__(self, model: PreTrainedModel, cpu: str, graphs: bool = True) -> None:
         # no reference back to the model: it would not be freed with its last one
         self.owner = weakref.ref(model)
         self.family: ModuleType = family_of(model)
-        self.cpu = cpu
+        self.cpu, self.graphs = cpu, graphs
+        self.recorder = CudaRecorder  # what makes the engine's CUDA graphs
         self.rows = self.family.rows(model)
         parameters = inspect.signature(stock_class(model).forward).parameters.values()
         self.arguments = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
@@ -100,7 +102,10 @@ class State:
         if engine is not None and engine.spec == spec and self.bound.ops is ops:
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
+            if engine is not None:
+                engine.release_graphs()
             engine = ViT.reading(spec, sources)
+            engine.graphs, engine.recorder = self.graphs, self.recorder
         configs = tuple(self.family.configs(model))
         return Bound(watch, config, "", engine, ops, why, weight.device, weight.dtype, configs)
 
@@ -145,14 +150,18 @@ class State:
             what = "the pixels require" if pixels.requires_grad else "a parameter requires"
             return f"a gradient is wanted: grad mode is on, and {what} one"
         try:
-            tokens, kept = engine.encode(
-                pixels.to(bound.dtype), bound.ops, self.rows, request.states
-            )
+            tokens, kept = engine.run(pixels, bound.ops, self.rows, request.states, bound.dtype)
         except ValueError as error:  # an operation that does not take these tensors says so
             return str(error)
         states = hidden_states(request, kept, engine.spec.depth)
         output = self.family.answer(model, request, tokens, states)
         return output.to_tuple() if request.as_tuple else output
+
+    def forget(self) -> None:
+        """Drops the engine, with all that it holds; the next call makes a new one."""
+        if self.bound is not None and self.bound.engine is not None:
+            self.bound.engine.release_graphs()
+        self.bound = None
 
     def _warn(self, model: PreTrainedModel) -> None:
         if model.training or self.warned:
@@ -183,7 +192,9 @@ def state_of(model: PreTrainedModel) -> State:
     """The state of an accelerated model; a new one for a shallow copy, which came with its original's."""
     state = vars(model).get(KEY)
     if state is None or state.owner() is not model:
-        state = vars(model)[KEY] = State(model, state.cpu if state else "auto")
+        state = vars(model)[KEY] = (
+            State(model, state.cpu, state.graphs) if state else State(model, "auto")
+        )
     return state
 
 

@@ -67,7 +67,7 @@ def _make(stock: type) -> type:
     def apply(self, fn, recurse=True):
         # to another device or dtype: what was made of the old weights goes first
         if type(self) is fast:
-            state_of(self).bound = None
+            state_of(self).forget()
         return super(fast, self)._apply(fn, recurse)
 
     def save_pretrained(self, *args, **kwargs):
@@ -93,7 +93,8 @@ def _make(stock: type) -> type:
             return super(fast, self).__reduce_ex__(protocol)
         _, _, state, *rest = super(fast, self).__reduce_ex__(protocol)
         state = {name: value for name, value in state.items() if name != KEY}
-        return (_restored, (stock, state_of(self).cpu), state, *rest)
+        kept = state_of(self)
+        return (_restored, (stock, kept.cpu, kept.graphs), state, *rest)
 
     wrap = functools.wraps
     fast = Twin(
@@ -126,20 +127,22 @@ def refusal(module: nn.Module) -> str:
     return ""
 
 
-def _restored(stock: type, cpu: str) -> PreTrainedModel:
+def _restored(stock: type, cpu: str, graphs: bool) -> PreTrainedModel:
     """What pickle and copy start from; they fill its __dict__ afterwards."""
     model = stock.__new__(stock)
-    swap(model, cpu)
+    swap(model, cpu, graphs)
     return model
 
 
-def swap(model: PreTrainedModel, cpu: str = "auto") -> None:
+def swap(model: PreTrainedModel, cpu: str = "auto", graphs: bool = True) -> None:
     """From now on `model`, of a stock class or accelerated already, answers fast where it can."""
     model.__class__ = fast_class(stock_class(model))
-    vars(model)[KEY] = State(model, cpu)
+    vars(model)[KEY] = State(model, cpu, graphs)
 
 
 def unswap(model: PreTrainedModel) -> None:
     """Exactly as it was."""
     model.__class__ = stock_class(model)
-    vars(model).pop(KEY, None)
+    state = vars(model).pop(KEY, None)
+    if state is not None and state.owner() is model:
+        state.forget()

@@ -6,10 +6,14 @@ results and makes them anew when a parameter that they came from has changed. Py
 except those of fused optimizers, whose steps are counted here. What cannot be seen is a write past PyTorch's counter:
 through `.data`, NumPy or a flat buffer, by a collective of torch.distributed, by another process, or to a parameter
 that was made in inference mode. Derived.clear() is for those.
+
+A CUDA graph reads such a result at its address. What one has read is therefore made anew in place after a write to
+its parameters, and no result that a graph of the user's has read is freed.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +70,11 @@ def fold_norm_bias(weights: Sequence[Tensor], biases: Sequence[Tensor], beta: Te
 
 
 def _per_channel(weight: Tensor, values: list[float]) -> Tensor:
+    if _captures(weight):
+        raise RuntimeError(
+            "the normalization of uint8 pixels cannot be folded into the weights while a CUDA graph is captured, "
+            "because its values come from the host: call the model once with uint8 pixels before the capture"
+        )
     # fp32 from here on, fp64 for an fp64 model
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.tensor(values, dtype=dtype, device=weight.device).view(-1, 1, 1)
@@ -86,19 +95,27 @@ def resize_positions(pos: Tensor, native: tuple[int, int], grid: tuple[int, int]
 # id of a tensor that something was derived from -> the optimizer steps it has seen since the first such
 _steps: dict[int, int] = {}
 _counting: list[bool] = []
+_all_steps = 0
+
+
+def all_steps() -> int:
+    """How many of those steps there were in all: while it stays, each count has stayed."""
+    return _all_steps
 
 
 def _count_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    global _all_steps
     for group in optimizer.param_groups:
         for p in group["params"]:
             if id(p) in _steps:
                 _steps[id(p)] += 1
+                _all_steps += 1
 
 
-class _Kept:
+class Kept:
     """A result, and the tensors it was made from: the same objects, over the same memory, unchanged."""
 
-    def __init__(self, sources: Sequence[Tensor], result: Tensor) -> None:
+    def __init__(self, sources: Sequence[Tensor], result: Tensor, baked: bool = False) -> None:
         if not _counting:
             _counting.append(True)
             register_optimizer_step_post_hook(_count_steps)
@@ -112,69 +129,132 @@ class _Kept:
         self.dtypes = [t.dtype for t in sources]
         self.storages = [t.untyped_storage() for t in sources]
         self.result = result
+        self.baked = baked  # a graph reads it at its address
 
     def is_of(self, sources: Sequence[Tensor]) -> bool:
-        for (kept, address, shape, stride, version, steps), t in zip(self.sources, sources):
-            if kept is not t or t.data_ptr() != address or _steps[id(t)] != steps:
+        for (kept, _, _, _, version, steps), t in zip(self.sources, sources):
+            if kept is not t or _steps[id(t)] != steps:
                 return False
             if version is not None and t._version != version:
+                return False
+        return self.in_place(sources)
+
+    def in_place(self, sources: Sequence[Tensor]) -> bool:
+        """The same objects over the same memory, written to or not."""
+        for (kept, address, shape, stride, _, _), t in zip(self.sources, sources):
+            if kept is not t or t.data_ptr() != address:
                 return False
             if t.shape != shape or t.stride() != stride:
                 return False
         return [t.dtype for t in sources] == self.dtypes
 
 
-def _build(build: Callable[[], Tensor]) -> Tensor:
+class WeightsChanged(RuntimeError):
+    """A weight was written between the launches before a capture and the capture itself."""
+
+
+class _Thread(threading.local):
+    reads: list[Kept] | None = None
+    capturing = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def reading(capturing: bool = False) -> Iterator[list[Kept]]:
+    """What this thread takes from any Derived inside, in order.
+
+    capturing: into a graph of the runtime's own, which reads it from then on. What is not there, fresh, already raises
+    WeightsChanged.
+    """
+    reads: list[Kept] = []
+    before = _thread.reads, _thread.capturing
+    _thread.reads, _thread.capturing = reads, capturing
+    try:
+        yield reads
+    finally:
+        _thread.reads, _thread.capturing = before
+
+
+def _build(build: Callable[[], Tensor], into: Tensor | None = None) -> Tensor:
     # an inference tensor could not be saved for a later backward
     with torch.inference_mode(False), torch.no_grad():
         result = build()
+        if into is not None and _layout(into) == _layout(result):
+            result = into.copy_(result)
     if result.is_cuda:
         # the next reader may be on another stream
         torch.cuda.current_stream(result.device).synchronize()
     return result
 
 
+def _layout(t: Tensor) -> tuple:
+    return t.shape, t.stride(), t.dtype, t.device
+
+
 class Derived:
     """Results by key, each kept while the tensors that it was made from are unchanged.
 
     A key that is a tuple is one of many, image sizes say, and the newest SIZES of those are kept.
-    A deep copy, or an unpickled one, is empty. Safe to use from several threads.
+    A deep copy, or an unpickled one, is empty. Safe to use from several threads, and while a CUDA graph is captured:
+    what is kept is then read where it lies, and what is not is made inside the graph.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[Hashable, _Kept] = {}
+        self._kept: dict[Hashable, Kept] = {}
+        self._pinned: list[Tensor] = []
 
     def get(self, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Tensor]) -> Tensor:
-        """What `build` makes of `sources`; where a gradient is wanted it is made in the graph."""
+        """What `build` makes of `sources`; where a gradient is wanted it is made in the graph.
+
+        Made anew, it lies where the last one lay if a CUDA graph has read that one and the sources were only written
+        to. Whoever reads it on another stream has ordered that write, and with it this one, behind the reading.
+        """
         if torch.compiler.is_compiling():
             return build()
         if torch.is_grad_enabled() and any(t.requires_grad for t in sources):
             return build()
+        users = _thread.reads is None and _captures(sources[0])
         kept = self._kept.get(key)
-        if kept is None or not kept.is_of(sources) or isinstance(key, tuple):
-            return self._make(key, sources, build)
+        if kept is None or not kept.is_of(sources):
+            if users:
+                return build()  # part of the graph, in its memory
+            if _thread.capturing:
+                raise WeightsChanged("a weight was written while the model was captured")
+            kept = self._make(key, sources, build)
+        elif isinstance(key, tuple):
+            with self._lock:
+                if self._kept.get(key) is kept:
+                    self._kept[key] = self._kept.pop(key)  # newest last
+        if _thread.reads is not None:
+            _thread.reads.append(kept)
+        if users:
+            with self._lock:
+                if all(t is not kept.result for t in self._pinned):
+                    self._pinned.append(kept.result)
+        kept.baked = kept.baked or users or _thread.capturing
         return kept.result
 
-    def _make(
-        self, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Tensor]
-    ) -> Tensor:
-        if sources[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            # memory of the graph being captured is not to be kept
-            return build()
+    def _make(self, key: Hashable, sources: Sequence[Tensor], build: Callable[[], Tensor]) -> Kept:
         with self._lock:
             kept = self._kept.pop(key, None)
             if kept is None or not kept.is_of(sources):
-                kept = _Kept(sources, _build(build))
+                baked = kept is not None and kept.baked and kept.in_place(sources)
+                result = _build(build, kept.result if baked else None)
+                kept = Kept(sources, result, baked and result is kept.result)
             self._kept[key] = kept  # newest last
             sized = [k for k in self._kept if isinstance(k, tuple)]
             for old in sized[:-SIZES]:
                 del self._kept[old]
-        return kept.result
+        return kept
 
     def nbytes(self) -> int:
         """Bytes held beside the parameters."""
-        return sum(kept.result.nbytes for kept in self._kept.values())
+        with self._lock:
+            held = [kept.result for kept in self._kept.values()] + self._pinned
+        return sum({id(t): t.nbytes for t in held}.values())
 
     def clear(self) -> None:
         with self._lock:
@@ -185,3 +265,7 @@ class Derived:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
+
+
+def _captures(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,123 @@
+"""CudaRecorder: a forward pass as a CUDA graph, recorded once and launched as a whole.
+
+A recording has its input and its outputs at addresses of its own, in a pool of memory that all recordings of one
+recorder share: what one writes on the way to its outputs, another overwrites. So one runs after the other on the GPU,
+whatever streams and threads they are asked for on: each waits for the event that the last one left behind.
+
+What GraphCache (graphs.py) asks of a recorder is what is public here; the tests have one that records and replays
+PyTorch operations on a CPU (tests/recorder.py).
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vit_fast.ops import Ops, triton_ops
+
+# PyTorch has one capture in a process at a time
+_capture = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """input [B, C, H, W]: what the caller writes; outputs: what replay() then launches the work for."""
+
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    replay: Callable[[], None]
+
+
+class CudaRecorder:
+    """Recordings on one CUDA device. `limit`: bytes that its pool may have if nothing else is said."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.limit = torch.cuda.get_device_properties(device).total_memory // 4
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()
+        self._last = torch.cuda.Event()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @staticmethod
+    def takes(pixels: Tensor, ops: Ops) -> bool:
+        """Whether this call may be replayed: the kernels alone, on CUDA, outside a capture of the user's.
+
+        Another table, made with replace(), may do what a graph does not: count calls, or read from the host.
+        """
+        return (
+            pixels.is_cuda
+            and ops.name.startswith("triton")
+            and ops is triton_ops(folded=ops.folding is not None)
+            and not torch.cuda.is_current_stream_capturing()
+            and _pools()
+        )
+
+    def settings(self) -> Hashable:
+        """What the launches depend on beside shapes and dtypes, baked into a recording."""
+        # triton is there, or takes() had said no
+        from vit_fast.kernels.linear import fp32_precision
+
+        return fp32_precision()
+
+    def record(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        run: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> Recording:
+        """What `run` launches for an input of `shape` and `dtype`; nothing runs on the GPU yet.
+
+        run: has run before for that shape, so that its kernels are compiled. torch.OutOfMemoryError where the pool
+        cannot grow, another RuntimeError where something cannot be captured: nothing is kept then but the pool.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with _capture, torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            # other threads may go on allocating and launching meanwhile
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                pixels = torch.empty(shape, dtype=dtype, device=self.device)
+                outputs = run(pixels)
+            except BaseException:
+                # says once more that the capture failed, if it was invalidated; the first error says why
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return Recording(pixels, outputs, graph.replay)
+
+    def begin(self) -> torch.cuda.Stream:
+        """Before anything of a recording is written or launched on the current stream."""
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self._last)
+        return stream
+
+    def end(self, stream: torch.cuda.Stream) -> None:
+        """After the last use of a recording's outputs."""
+        self._last.record(stream)
+
+    def nbytes(self) -> int:
+        """Bytes of GPU memory in the pool."""
+        return sum(
+            segment["total_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if tuple(segment["segment_pool_id"]) == tuple(self._pool)
+        )
+
+    def reset(self) -> None:
+        """A new pool. The memory of the old one, whose recordings are gone, goes back to the GPU."""
+        self._last.synchronize()
+        self._pool = torch.cuda.graph_pool_handle()
+        # refused during a capture of someone else's: the allocator then takes the memory back when it needs it
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+@functools.cache
+def _pools() -> bool:
+    # cudaMallocAsync and allocators of the user's own have no private pools that can be counted
+    return torch.cuda.get_allocator_backend() == "native"
