@@ -1,0 +1,85 @@
+"""Which launch config, or which other kernel, wins at the shapes that count: checked first, then timed in turn.
+
+Beside the configs of the kernel files these are the kernels of benchmarks/candidates, which may hang: each is
+checked in a cell of its own with a short limit, and only what came out right is timed.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.gpu import configs
+from benchmarks.gpu.ceilings import by_name, guess_us, rates, rotated, shapes
+from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.correctness import repeated
+from benchmarks.gpu.programs import KERNELS, inputs
+from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.timing import in_turn_us
+from vit_fast.kernels.tuning import Gpu
+from vit_fast.workload import Operation
+
+RULE = "the rule's choice"
+
+
+def others() -> dict[str, Any]:
+    """The kernels of benchmarks/candidates by name; none where there is no such package."""
+    if importlib.util.find_spec("benchmarks.candidates") is None:
+        return {}
+    from benchmarks.candidates import CANDIDATES
+
+    return {c.name: c for c in CANDIDATES}
+
+
+def launcher(op: str, candidate: Any) -> Callable[..., Tensor]:
+    """candidate: a Config of the op's kernel file, None for the rule's choice, or the name of another kernel."""
+    if isinstance(candidate, str):
+        return others()[candidate].run
+    kernel = KERNELS[op]
+    return lambda *arguments: kernel.launch(*arguments, config=candidate)
+
+
+def checked(setting: Setting, operation: Operation, candidate: Any, dtype: str) -> dict[str, Any]:
+    arguments = inputs(setting, operation.op, operation.shape, dtype)
+    return repeated(setting, operation.op, arguments, launch=launcher(operation.op, candidate))
+
+
+def timed(
+    setting: Setting,
+    operation: Operation,
+    choices: dict[str, tuple[str, Any]],
+    dtype: str,
+    passed: tuple[str, ...],
+) -> dict[str, Any]:
+    """Those of `choices`, a check's key -> (name, candidate), that passed; and the rule's choice. `gain`: its time over the best."""
+    calls = {RULE: launcher(operation.op, None)}
+    calls |= {choices[key][0]: launcher(operation.op, choices[key][1]) for key in passed}
+    arguments = rotated(setting, operation, dtype)
+    programs = by_name([{n: lambda c=c, a=a: c(*a) for n, c in calls.items()} for a in arguments])
+    row = rates(operation, in_turn_us(setting, programs, guess_us(operation)))
+    gain = round(row["us"][RULE] / row["us"][row["best"]], 3)
+    return {**row, "gain": gain, "says": f"{row['best']}: {gain} times the rule's speed"}
+
+
+def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
+    dtype = setting.dtypes[0]
+    for order, name, operation in shapes(setting):
+        choices: dict[str, tuple[str, Any]] = {}
+        found = [(configs.words(c), c, 60.0) for c in configs.of(operation.op, operation.shape, dtype, gpu)]  # fmt: skip
+        found += [
+            (other.name, other.name, 20.0)
+            for other in others().values()
+            if other.op == operation.op and other.applies(operation.shape)
+        ]
+        for words, candidate, limit in found:
+            params = dict(operation=operation, candidate=candidate, dtype=dtype)
+            check = Cell("checks", f"{name}: {words}", checked, params, 2.7 + order, limit=limit, alone=False)  # fmt: skip
+            choices[check.key] = words, candidate
+            yield check
+        if found:
+            params = dict(operation=operation, choices=choices, dtype=dtype)
+            seconds = 1.0 + 0.4 * len(found)
+            yield Cell(
+                "candidates", name, timed, params, 2.8 + order, seconds, limit=120, needs=tuple(choices)
+            )  # fmt: skip

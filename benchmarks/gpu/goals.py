@@ -1,0 +1,35 @@
+"""What the project wants to reach on an H200, as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goal:
+    """measure: "images_s", "p50_ms" (less is better), "of the bound", or a rival's name: times its speed.
+
+    A wish of a model at a batch.
+    """
+
+    model: str
+    batch: int
+    measure: str
+    goal: float
+    dream: float
+
+
+COMPILED = "torch.compile max-autotune"
+CUDA_GRAPHS = "torch.compile reduce-overhead"
+
+H200 = (
+    Goal("vit-b-16", 1, "p50_ms", 0.20, 0.15),
+    Goal("vit-l-16", 1, "p50_ms", 0.40, 0.30),
+    Goal("vit-b-16", 256, "images_s", 14_500, 17_000),
+    Goal("vit-l-16", 256, "images_s", 4_300, 5_000),
+    *(Goal(m, b, "of the bound", 0.9, 1.0) for m in ("vit-b-16", "vit-l-16") for b in (64, 256)),
+    *(Goal(m, b, COMPILED, 1.25, 1.5) for m in ("vit-b-16", "vit-l-16") for b in (64, 256)),
+    *(Goal(m, 8, COMPILED, 1.3, 1.5) for m in ("vit-b-16", "vit-l-16")),
+    *(Goal(m, 1, r, 2.0, 3.0) for m in ("vit-b-16", "vit-l-16") for r in (COMPILED, CUDA_GRAPHS)),
+)
+
+# the fraction of what each kernel is held against: the fastest bare GEMM, SDPA backend, the copy's bandwidth
+KERNELS = {"linear": (1.0, 1.0), "attention": (1.2, 1.5), "layer_norm": (0.9, 1.0)}

@@ -1,0 +1,122 @@
+"""What a run comes to, in one screen; the last thing that is printed."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.gpu import digest, goals
+
+SHOWN = 12
+
+
+def failures(data: Mapping[str, Any]) -> dict[str, str]:
+    """Cell -> why, of all that is this project's and did not come out right. What time ended is no failure."""
+    return {
+        key: row.get("wrong") or row.get("why") or row["status"]
+        for key, row in data["cells"].items()
+        if row.get("ours") and row["status"] not in ("ok", "cut") and not _slow_rival(key, row)
+    }
+
+
+def _slow_rival(key: str, row: Mapping[str, Any]) -> bool:
+    """torch.compile took longer than its limit, or does not compile: a finding, not a fault of ours."""
+    return "torch.compile" in key and row["status"] != "wrong"
+
+
+def lines(data: Mapping[str, Any]) -> list[str]:
+    cells = data["cells"]
+    machine = data["machine"]
+    found = ["", f"== {machine['device']}, torch {machine['torch']}, Triton {machine['triton']}, "
+             f"transformers {machine['transformers']}, source {machine['source']}"]  # fmt: skip
+    for part in (_counts, _machine, _end_to_end, _goals, _kernels, _candidates):
+        found += part(data, cells)
+    return found
+
+
+def _some(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+    return [f"{title}: {len(entries)}", *(f"  {e}"[:160] for e in entries[:SHOWN]), *more]
+
+
+def _counts(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    sections: dict[str, Counter[str]] = {}
+    for key, row in cells.items():
+        sections.setdefault(key.split("/")[0], Counter())[row["status"]] += 1
+    for section, counts in sections.items():
+        yield f"{section}: " + ", ".join(f"{n} {status}" for status, n in counts.most_common())
+    broken = failures(data)
+    yield from _some("FAILED", [f"{key}: {why}" for key, why in broken.items()])
+    others = [f"{k}: {r.get('why', '')}" for k, r in cells.items() if r["status"] not in ("ok", "wrong") and k not in broken]  # fmt: skip
+    yield from _some("did not come out", others)
+    moving = [f"{k}: {r['says']}" for k, r in cells.items() if r.get("runs_differ_by")]
+    yield from _some("runs on the same input differ", [m for m in moving])
+    yield from _some("skipped, no minutes left", data["skipped"])
+
+
+def _machine(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    for key, row in cells.items():
+        if key in ("ceilings/copy", "ceilings/launch gap") or key.startswith("ceilings/gemm"):
+            yield f"{key}: {row.get('says', row['status'])}"
+
+
+def _end_to_end(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    for model, batch in digest.models_and_batches(cells):
+        name, numbers = digest.best(cells, model, batch)
+        yield f"{model} batch {batch}, {name}: {numbers['images_s']} images/s, p50 {numbers['p50_ms']} ms, p99 {numbers['p99_ms']} ms"  # fmt: skip
+        dtype = digest.rows_of(cells, model, batch)[0]["dtype"]
+        bound, lacking = digest.composed_us(cells, model, batch, dtype)
+        if bound is None:
+            yield f"  composed bound: lacks {len(lacking)} ceilings, {lacking[0]} for one"
+        else:
+            share = bound / numbers["burst_ms"] / 1e3
+            yield f"  composed bound {bound / 1e3:.4f} ms, {share:.1%} of it reached"
+        ratios = digest.speed_ups(cells, model, batch)
+        yield "  times the speed of " + ", ".join(f"{n}: {x:.2f}" for n, x in ratios.items())
+
+
+def reached(cells: digest.Rows, goal: goals.Goal) -> float | None:
+    """What was measured of a goal, None where nothing was."""
+    if (goal.model, goal.batch) not in digest.models_and_batches(cells):
+        return None
+    name, numbers = digest.best(cells, goal.model, goal.batch)
+    if goal.measure in numbers:
+        return numbers[goal.measure]
+    if goal.measure == "of the bound":
+        dtype = digest.rows_of(cells, goal.model, goal.batch)[0]["dtype"]
+        bound, _ = digest.composed_us(cells, goal.model, goal.batch, dtype)
+        return None if bound is None else round(bound / numbers["burst_ms"] / 1e3, 3)
+    return digest.speed_ups(cells, goal.model, goal.batch).get(goal.measure)
+
+
+def _goals(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    if data["machine"]["device"] != "NVIDIA H200" and not data["machine"]["dry_run"]:
+        return
+    for goal in goals.H200:
+        value = reached(cells, goal)
+        if value is not None:
+            less = goal.measure.endswith("_ms")
+            met = [value <= g if less else value >= g for g in (goal.goal, goal.dream)]
+            verdict = "dream" if met[1] else "goal met" if met[0] else "MISSED"
+            yield f"{goal.model} batch {goal.batch} {goal.measure}: {value:g}, goal {goal.goal:g}, dream {goal.dream:g}: {verdict}"  # fmt: skip
+
+
+def _kernels(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    by_op: dict[str, list[tuple[float, str]]] = {}
+    for op, label, fraction in digest.fractions(cells):
+        by_op.setdefault(op, []).append((fraction, label))
+    for op, found in by_op.items():
+        (low, where), (high, _) = min(found), max(found)
+        goal = f", goal {goals.KERNELS[op][0]:g}" if op in goals.KERNELS else ""
+        yield f"{op}: {low:.2f} ({where}) to {high:.2f} of its ceiling at {len(found)} shapes{goal}"
+
+
+def _candidates(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
+    gains = sorted(
+        ((row["gain"], key, row) for key, row in cells.items() if "gain" in row),
+        key=lambda g: -g[0],
+    )
+    better = [f"{g:.2f} times the rule's speed at {key.removeprefix('candidates/')}: {row['best']}"
+              for g, key, row in gains if g > 1 + max(0.02, row["spread"])]  # fmt: skip
+    yield from _some("candidates that beat the rule", better)
