@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import options as dependent
+from .dependent import wait
 from .launch import COMPILE_OPTIONS, operator
 from .operators import check_tensor, refuse, rows
-from .tuning import cdiv
+from .tuning import Gpu, cdiv, gpu_of
 
 MAX_WIDTH = 16384
 
@@ -42,36 +44,38 @@ def launch_config(N: int) -> dict[str, int]:
 
 
 @triton.jit
+def normalized(x, offs_n, N, w_ptr, b_ptr, eps):
+    """LayerNorm of whole rows x [rows, BLOCK_N] in fp32, of which N values count."""
+    inside = offs_n < N
+    mean = tl.sum(tl.where(inside[None, :], x, 0.0), axis=1) / N
+    # padded lanes now hold -mean: mask again before summing and squaring
+    xc = tl.where(inside[None, :], x - mean[:, None], 0.0)
+    xc = tl.where(inside[None, :], xc - (tl.sum(xc, axis=1) / N)[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(xc * xc, axis=1) / N + eps)
+    w = tl.load(w_ptr + offs_n, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + offs_n, mask=inside, other=0.0).to(tl.float32)
+    return xc * rstd[:, None] * w[None, :] + b[None, :]
+
+
+@triton.jit
 def _layer_norm_kernel(
     x_ptr,  # [M, N], rows stride_xm apart, last axis contiguous
     w_ptr,  # [N]
     b_ptr,  # [N]
     y_ptr,  # [M, N], contiguous
-    M,
-    N: tl.constexpr,
-    stride_xm,
-    eps,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    M, N: tl.constexpr, stride_xm, eps,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait(PDL)
     offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
-    mask_n = (offs_n < N)[None, :]
-    mask = (offs_m < M)[:, None] & mask_n
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :], mask=mask, other=0.0)
-    x = x.to(tl.float32)  # [BLOCK_M, BLOCK_N]
-    mean = tl.sum(x, axis=1) / N
-    # padded lanes now hold -mean: mask again before summing and squaring
-    xc = tl.where(mask_n, x - mean[:, None], 0.0)
-    xc = tl.where(mask_n, xc - (tl.sum(xc, axis=1) / N)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(xc * xc, axis=1) / N + eps)
-    w = tl.load(w_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
-    y = xc * rstd[:, None] * w[None, :] + b[None, :]
+    y = normalized(x.to(tl.float32), offs_n, N, w_ptr, b_ptr, eps)
     tl.store(y_ptr + offs_m[:, None] * N + offs_n[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gpu: Gpu | None = None) -> Tensor:
     """x [..., N], weight [N], bias [N] -> [..., N] in x.dtype. ValueError names the shapes that do
     not fit.
     """
@@ -88,7 +92,8 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         config = launch_config(N)
         grid = (cdiv(M, config["BLOCK_M"]),)
         _layer_norm_kernel[grid](
-            x2, weight.contiguous(), bias.contiguous(), y, M, N, x2.stride(0), eps, **config, **COMPILE_OPTIONS
+            x2, weight.contiguous(), bias.contiguous(), y, M, N, x2.stride(0), eps,
+            **config, **dependent(gpu or gpu_of(x.device)), **COMPILE_OPTIONS,
         )  # fmt: skip
     return y
 

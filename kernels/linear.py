@@ -6,25 +6,30 @@ that share rows of x run side by side and meet in the L2 cache), where separate 
 activation, LayerScale and residual would move up to 8 M N elements more. The GELU-MLP of a block is
 two of these: fc1 with the activation, fc2 with the residual.
 
-Two kernels. Where the hardware copies boxes by descriptor (compute capability 9.x and 10.x), a
-persistent grid walks the tiles and the accumulator is stored in column slices, so that the epilogue
-never holds a whole tile twice. Elsewhere, for fp32, and for layouts that a descriptor cannot
-express, pipelined pointer loads.
+Two kernels (linear_kernels.py). Where the hardware copies boxes by descriptor (compute capability 9.x and
+10.x), a persistent grid walks the tiles and the accumulator is stored in column slices, so that the
+epilogue never holds a whole tile twice. Elsewhere, for fp32, and for layouts that a descriptor
+cannot express, pipelined pointer loads. Where a measured table says so, cuBLAS, and the epilogue as
+a pass of its own. The same kernels write partial sums for linear_norm.py, and read and write row
+statistics for the folded LayerNorm of folding.py.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import linear_tiles
 from .activations import activation_form, activation_ref
+from .dependent import options as dependent
+from .folding import PART
 from .launch import COMPILE_OPTIONS, operator
+from .linear_kernels import epilogue_kernel, linear_descriptor_kernel, linear_pointer_kernel
+from .linear_tiles import Config
 from .operators import check_tensor, refuse, rows
-from .tuning import Gpu, cdiv, gpu_of
+from .tuning import Gpu, cdiv, dtype_name, gpu_of, tuned
 
 
 def linear_ref(x, w, b=None, activation=None, scale=None, residual=None) -> Tensor:
@@ -34,171 +39,6 @@ def linear_ref(x, w, b=None, activation=None, scale=None, residual=None) -> Tens
     y = activation_ref(y, activation)
     y = y if scale is None else y * scale
     return y if residual is None else y + residual
-
-
-@dataclass(frozen=True)
-class Config:
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-    slices: int = 1  # column slices of the epilogue
-    blocks_per_sm: int = 1
-    rate: float = 1.0  # an estimate: the share of the matrix rate that this tile sustains
-
-    @property
-    def registers(self) -> int:
-        """A thread's registers if blocks_per_sm blocks are to share the 65536 of a multiprocessor.
-
-        Left to itself ptxas for sm_100 aims lower, and spills.
-        """
-        return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))
-
-
-# Each compiles without spills with every epilogue: vit-fast inspect --all
-_DESCRIPTOR_TILES = (
-    Config(128, 256, 64, 8, 3, slices=2, rate=1.0),
-    Config(128, 128, 64, 8, 3, slices=2, blocks_per_sm=2, rate=0.97),
-    Config(64, 256, 64, 4, 4, slices=2, rate=0.9),
-    Config(64, 128, 64, 4, 4, slices=2, blocks_per_sm=2, rate=0.8),
-    Config(64, 64, 64, 4, 4, blocks_per_sm=2, rate=0.55),
-)
-_POINTER_TILES = (
-    Config(128, 128, 64, 8, 3, rate=1.0),
-    Config(64, 128, 64, 8, 3, rate=0.9),
-    Config(64, 64, 64, 4, 4, rate=0.7),
-)
-_FP32_TILES = (Config(64, 64, 32, 4, 3, rate=1.0), Config(32, 64, 32, 4, 3, rate=0.7))
-
-
-def tiles(itemsize: int, descriptors: bool) -> tuple[Config, ...]:
-    return _FP32_TILES if itemsize == 4 else _DESCRIPTOR_TILES if descriptors else _POINTER_TILES
-
-
-@lru_cache
-def launch_config(
-    M: int, N: int, itemsize: int, descriptors: bool, gpu: Gpu, aligned: bool = True
-) -> Config:
-    """The tile whose busiest multiprocessor finishes first: rounds of tiles x area / rate. Pure.
-
-    Rows that are not `aligned` to 16 bytes take more addresses, too many for the largest tile.
-    """
-
-    def cost(c: Config) -> float:
-        count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
-        return cdiv(count, gpu.sms) * c.block_m * c.block_n / c.rate
-
-    choice = tiles(itemsize, descriptors)
-    return min(choice if aligned else choice[1:], key=cost)
-
-
-@triton.jit
-def _epilogue(acc, offs_n, N, bias_ptr, scale_ptr, ACTIVATION: tl.constexpr):
-    # a pointer that is None is a constant: its branch is not compiled
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    acc = ACTIVATION(acc)
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    return acc  # [rows, columns] fp32
-
-
-@triton.jit
-def _store_slice(
-    acc, y_desc, residual_desc, row, col, N, bias_ptr, scale_ptr, ACTIVATION: tl.constexpr
-):
-    y = _epilogue(acc, col + tl.arange(0, acc.shape[1]), N, bias_ptr, scale_ptr, ACTIVATION)
-    if residual_desc is not None:
-        y += residual_desc.load([row, col]).to(tl.float32)
-    y_desc.store([row, col], y.to(y_desc.dtype))
-
-
-@triton.jit
-def _linear_descriptor_kernel(
-    x_desc,  # [M, K] in boxes [BLOCK_M, BLOCK_K]
-    w_desc,  # [N, K] in boxes [BLOCK_N, BLOCK_K]
-    y_desc,  # [M, N] in boxes [BLOCK_M, BLOCK_N / SLICES]
-    residual_desc,  # the same, or None
-    bias_ptr,  # [N] or None
-    scale_ptr,  # [N] or None
-    M,
-    N,
-    K,
-    ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SLICES: tl.constexpr,
-):
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles = tl.cdiv(M, BLOCK_M) * tiles_n
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
-        row = (tile // tiles_n) * BLOCK_M
-        col = (tile % tiles_n) * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for k in range(0, K, BLOCK_K):
-            # boxes that reach past M, N or K arrive with zeros
-            acc = tl.dot(x_desc.load([row, k]), w_desc.load([col, k]).T, acc)
-        if SLICES == 1:
-            _store_slice(acc, y_desc, residual_desc, row, col, N, bias_ptr, scale_ptr, ACTIVATION)
-        else:
-            halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-            left, right = tl.split(halves)
-            _store_slice(left, y_desc, residual_desc, row, col, N, bias_ptr, scale_ptr, ACTIVATION)
-            _store_slice(
-                right, y_desc, residual_desc, row, col + BLOCK_N // 2, N, bias_ptr, scale_ptr, ACTIVATION
-            )  # fmt: skip
-
-
-@triton.jit
-def _linear_pointer_kernel(
-    x_ptr,  # [M, K], rows stride_xm apart, last axis contiguous
-    w_ptr,  # [N, K], rows stride_wn apart, last axis contiguous
-    y_ptr,  # [M, N], contiguous
-    residual_ptr,  # [M, N], rows stride_rm apart, or None
-    bias_ptr,  # [N] or None
-    scale_ptr,  # [N] or None
-    M,
-    N,
-    K,
-    stride_xm,
-    stride_wn,
-    stride_rm,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    pid_m = tl.program_id(0) // tiles_n
-    pid_n = tl.program_id(0) % tiles_n
-    offs_m = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K)
-    # rows past the end read the last row again and are not stored
-    x_ptrs = x_ptr + tl.minimum(offs_m, M - 1)[:, None] * stride_xm + offs_k[None, :]
-    w_ptrs = w_ptr + tl.minimum(offs_n, N - 1).to(tl.int64)[None, :] * stride_wn + offs_k[:, None]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
-        else:
-            x = tl.load(x_ptrs, mask=offs_k[None, :] < K - k, other=0.0)
-            w = tl.load(w_ptrs, mask=offs_k[:, None] < K - k, other=0.0)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K
-    y = _epilogue(acc, offs_n, N, bias_ptr, scale_ptr, ACTIVATION)
-    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    if residual_ptr is not None:
-        r_ptrs = residual_ptr + offs_m[:, None] * stride_rm + offs_n[None, :]
-        y += tl.load(r_ptrs, mask=mask, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + offs_m[:, None] * N + offs_n[None, :]
-    tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def describable(*matrices: Tensor | None) -> bool:
@@ -221,6 +61,25 @@ def fp32_precision() -> str:
     return "tf32" if settings.allow_tf32 else "ieee"
 
 
+class Folded(NamedTuple):
+    """LayerNorm folded into the product: see folding.py."""
+
+    stats: Tensor  # [M, K / PART, 2] fp32, of the rows of x
+    column_sums: Tensor  # [N] fp32
+    eps: float
+
+
+@lru_cache
+def config_for(
+    M: int, N: int, K: int, dtype: torch.dtype, epilogue: str, descriptors: bool, aligned: bool, gpu: Gpu
+) -> Config:  # fmt: skip
+    """The measured configuration of this shape on this GPU, else the rule's."""
+    measured = tuned(gpu, "linear", M=M, N=N, K=K, dtype=dtype_name(dtype), epilogue=epilogue)
+    if measured is not None and aligned:
+        return Config(**measured)
+    return linear_tiles.launch_config(M, N, K, dtype.itemsize, descriptors, gpu, aligned)
+
+
 def launch(
     x: Tensor,
     weight: Tensor,
@@ -237,50 +96,116 @@ def launch(
     what does not fit. `gpu` and `config` override the device's own, for tests and for compiling
     without one.
     """
-    if x.dim() == 0 or weight.dim() != 2 or not x.shape[-1] == weight.shape[1] > 0:
-        refuse(
-            "linear",
-            f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}: expected [..., K], [N, K]",
-        )
-    N, K = weight.shape
-    shape = (*x.shape[:-1], N)
-    check_tensor("linear", "x", x, x.shape, x.device)
-    check_tensor("linear", "weight", weight, (N, K), x.device, x.dtype)
-    check_tensor("linear", "bias", bias, (N,), x.device)
-    check_tensor("linear", "scale", scale, (N,), x.device)
-    check_tensor("linear", "residual", residual, shape, x.device, x.dtype)
+    check("linear", x, weight, bias, scale, residual)
+    y = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype, device=x.device)
+    if y.numel():
+        run(x, weight, bias, activation, scale, residual, y, gpu=gpu, config=config)
+    return y
 
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+
+def check(op: str, x: Tensor, weight: Tensor, bias=None, scale=None, residual=None) -> None:
+    """ValueError where the operands do not fit."""
+    if x.dim() == 0 or weight.dim() != 2 or not x.shape[-1] == weight.shape[1] > 0:
+        shapes = f"x is {tuple(x.shape)}, weight is {tuple(weight.shape)}"
+        refuse(op, f"{shapes}: expected [..., K], [N, K]")
+    N, K = weight.shape
+    check_tensor(op, "x", x, x.shape, x.device)
+    check_tensor(op, "weight", weight, (N, K), x.device, x.dtype)
+    check_tensor(op, "bias", bias, (N,), x.device)
+    check_tensor(op, "scale", scale, (N,), x.device)
+    check_tensor(op, "residual", residual, (*x.shape[:-1], N), x.device, x.dtype)
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    folded: Folded | None = None,
+    y_stats: Tensor | None = None,
+    gpu: Gpu | None = None,
+    config: Config | None = None,
+) -> None:
+    """Writes y, and y_stats [M, N / PART, 2] where it is given.
+
+    The operands are known to fit, and none is empty.
+    """
     x2, w, r2 = rows(x), rows(weight), None if residual is None else rows(residual)
-    b = None if bias is None else bias.contiguous()
-    scale = None if scale is None else scale.contiguous()
-    M = x2.shape[0]
-    if M == 0 or N == 0:
-        return y
-    gpu = gpu or gpu_of(x.device)
+    (M, K), N = x2.shape, len(w)
     y2 = y.view(M, N)
+    gpu = gpu or gpu_of(x.device)
     descriptors = gpu.bulk_copies and describable(x2, w, y2, r2)
     aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
-    c = config or launch_config(M, N, x.element_size(), descriptors, gpu, aligned)
-    act = activation_form(activation, x.dtype)
+    if config is None:
+        epilogue = epilogue_name(activation, scale, residual)
+        config = config_for(M, N, K, x.dtype, epilogue, descriptors, aligned, gpu)
+    c, act = config, activation_form(activation, x.dtype)
+    bias, scale = (t if t is None else t.contiguous() for t in (bias, scale))
+    r_stride = 0 if r2 is None else r2.stride(0)
+    early = dependent(gpu)
+    if c.library and folded is None and y_stats is None:
+        _library(x2, w, bias, y2)
+        if activation is not None or scale is not None or residual is not None:
+            grid = (cdiv(M, c.block_m), cdiv(N, c.block_n))
+            epilogue_kernel[grid](
+                y2, r2, scale, M, N, r_stride, ACTIVATION=act, BLOCK_M=c.block_m, BLOCK_N=c.block_n,
+                num_warps=c.num_warps, **early, **COMPILE_OPTIONS,
+            )  # fmt: skip
+        return
+    stats, sums, eps = folded or (None, None, 0.0)
+    parts = 1 if stats is None else stats.shape[1]
+    launch_tiles(
+        x2, w, c, descriptors, gpu, y2, r2, bias, scale, stats, sums, y_stats, None, eps, 
+        ACTIVATION=act, PARTS=parts, PART=PART,
+    )  # fmt: skip
+
+
+def launch_tiles(
+    x: Tensor, w: Tensor, c: Config, descriptors: bool, gpu: Gpu,
+    y: Tensor | None, residual: Tensor | None, bias, scale, stats, sums, y_stats, partial, eps, **constants,
+) -> None:  # fmt: skip
+    """Either kernel on matrices x [M, K] and w [N, K]: by descriptor or by pointer."""
+    (M, K), N = x.shape, len(w)
     count = cdiv(M, c.block_m) * cdiv(N, c.block_n)
-    shared = dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, ACTIVATION=act)
+    share = cdiv(cdiv(K, c.splits), c.block_k) * c.block_k
+    shared = dict(
+        BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, **constants, **dependent(gpu)
+    )
     options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)
+    rest = (bias, scale, stats, sums, y_stats, partial, M, N, K, share, eps)
     if descriptors:
-        out_box = [c.block_m, c.block_n // c.slices]
-        _linear_descriptor_kernel[(min(count, gpu.sms * c.blocks_per_sm),)](
-            TensorDescriptor.from_tensor(x2, [c.block_m, c.block_k]),
+        box = [c.block_m, c.block_n // c.slices]
+        linear_descriptor_kernel[min(count, gpu.sms * c.blocks_per_sm), cdiv(K, share)](
+            TensorDescriptor.from_tensor(x, [c.block_m, c.block_k]),
             TensorDescriptor.from_tensor(w, [c.block_n, c.block_k]),
-            TensorDescriptor.from_tensor(y2, out_box),
-            None if r2 is None else TensorDescriptor.from_tensor(r2, out_box),
-            b, scale, M, N, K, SLICES=c.slices, maxnreg=c.registers, **shared, **options,
+            None if y is None else TensorDescriptor.from_tensor(y, box),
+            None if residual is None else TensorDescriptor.from_tensor(residual, box),
+            *rest, SLICES=c.slices, FLATTEN=c.flatten, maxnreg=c.registers, **shared, **options,
         )  # fmt: skip
     else:
-        _linear_pointer_kernel[(count,)](
-            x2, w, y2, r2, b, scale, M, N, K, x2.stride(0), w.stride(0), 0 if r2 is None else r2.stride(0),
+        linear_pointer_kernel[count, cdiv(K, share)](
+            x, w, y, residual, *rest, x.stride(0), w.stride(0), 0 if residual is None else residual.stride(0),
             PRECISION=fp32_precision(), EVEN_K=K % c.block_k == 0, **shared, **options,
         )  # fmt: skip
-    return y
+
+
+def _library(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """y = x w^T + bias by cuBLAS."""
+    if bias is None or bias.dtype != x.dtype:
+        torch.mm(x, w.T, out=y)
+        if bias is not None:
+            y += bias
+    else:
+        torch.addmm(bias, x, w.T, out=y)
+
+
+def epilogue_name(activation: str | None, scale: Tensor | None, residual: Tensor | None) -> str:
+    """ "bias", "gelu", "scale+residual", ...: what a measured table tells epilogues apart by."""
+    parts = activation, "scale" if scale is not None else "", "residual" if residual is not None else ""  # fmt: skip
+    return "+".join(filter(None, parts)) or "bias"
 
 
 def _fake(x, weight, bias=None, activation=None, scale=None, residual=None) -> Tensor:

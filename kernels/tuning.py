@@ -21,6 +21,7 @@ class Gpu:
     arch: int  # compute capability, 90 for 9.0
     sms: int
     smem: int  # bytes of shared memory that one block may take
+    pdl: bool = False  # launch kernels before the one in front has ended: dependent.py
 
     @property
     def bulk_copies(self) -> bool:
@@ -53,3 +54,13 @@ def gpu_of(device: torch.device) -> Gpu:
     return Gpu(
         p.name, p.major * 10 + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin
     )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "bf16", "fp16" or "fp32"."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
+def tuned(gpu: Gpu, op: str, **shape: int | str) -> dict | None:
+    """The measured configuration of this shape on this GPU, or None."""
+    return None

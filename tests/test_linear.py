@@ -9,8 +9,10 @@ from tensors import DEVICE, DTYPES, LAYOUTS, f64, laid_out, target, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels import linear as module
+from vit_fast.kernels import linear_tiles
 from vit_fast.kernels.activations import NAMES
-from vit_fast.kernels.linear import launch, launch_config, linear, linear_ref
+from vit_fast.kernels.linear import launch, linear, linear_ref
+from vit_fast.kernels.linear_tiles import launch_config
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.ops import torch_ops
 
@@ -73,7 +75,8 @@ def test_every_tile(descriptors):
     gpu = target("sm_90" if descriptors else "sm_80")
     if gpu.bulk_copies != descriptors:
         pytest.skip(f"{gpu.name} has no hardware copies by descriptor")
-    for config in module.tiles(2, descriptors):
+    K = args[0].shape[1]
+    for config in linear_tiles.candidates(150, 328, K, 2, descriptors, gpu):
         compare(lambda *a, c=config, g=gpu: launch(*a, gpu=g, config=c), *args)
 
 
@@ -84,6 +87,21 @@ def test_more_tiles_than_programs():
     compare(
         lambda *a: launch(*a, gpu=gpu, config=module.Config(64, 128, 64, 4, 3, slices=2)), *args
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("extras", ["", "bias", "scale residual", "bias scale residual"])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_library(activation, extras, dtype):
+    """cuBLAS (here PyTorch's own product) and the epilogue as a pass."""
+    args = arguments(150, 328, 200, activation, extras, "normal", "rows sliced", dtype)
+    compare(lambda *a: launch(*a, config=linear_tiles.LIBRARY), *args)
+
+
+def test_library_with_a_bias_of_another_dtype():
+    x, w, b, *_ = arguments(7, 64, 64, None, "bias", "normal", "contiguous", torch.float16)
+    y = launch(x, w, b.float(), config=linear_tiles.LIBRARY)
+    assert_as_accurate(y, linear_ref(*f64(x, w, b)), torch_ops().linear(x, w, b))
 
 
 def test_mlp():
@@ -160,8 +178,8 @@ def test_wrong_arguments(change, words):
 def test_rule_fills_the_machine():
     """Large M takes the large tile; one image takes one that gives more multiprocessors work."""
     h200 = KNOWN["sm_90"]
-    large = launch_config(256 * 197, 3072, 2, True, h200)
-    small = launch_config(197, 768, 2, True, h200)
+    large = launch_config(256 * 197, 3072, 768, 2, True, h200)
+    small = launch_config(197, 768, 768, 2, True, h200)
     assert large.block_m * large.block_n >= 128 * 128
     assert small.block_m * small.block_n <= 64 * 128
 

@@ -113,13 +113,22 @@ def test_triton(case, dtype):
     compare(case, dtype, triton_ops(), DEVICE)
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_triton_class_token_alone(dtype):
+@pytest.mark.parametrize("case", ["classifier", "landscape", "head_dim 72"])
+def test_triton_with_layer_norm_folded(case, dtype):
+    compare(case, dtype, triton_ops(folded=True), DEVICE)
+
+
+@needs_triton
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_triton_class_token_alone(dtype, folded):
     """The last block for one row an image, which the kernels read by stride."""
     cls, _, config = CASES["classifier"]
     hf = hf_model(cls, dtype, **config).to(DEVICE)
     vit = ViT.from_hf(hf)
-    vit.ops = triton_ops()
+    vit.ops = triton_ops(folded)
     pixels = images(3, 3, 64, 64, dtype=dtype).to(DEVICE)
     with torch.inference_mode():
         y = vit.features(pixels, tokens=False, logits=True).logits

@@ -4,14 +4,28 @@ A layer reads parameters of its own, or, inside a drop-in, the live ones of a tr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vit_fast.ops import Ops
 from vit_fast.spec import ViTSpec
-from vit_fast.weights import Derived
+from vit_fast.weights import Derived, fold_norm_bias, fold_norm_weight
+
+
+class Folded(NamedTuple):
+    """LayerNorm(x), which is never computed: the layer that reads it is given x and its rows' statistics."""
+
+    x: Tensor  # [B, N, D]
+    stats: Tensor  # [B * N, parts, 2]
+    norm: "LayerNorm"
+
+    def first(self, rows: int) -> "Folded":
+        """The first `rows` tokens of each image."""
+        B, N, _ = self.x.shape
+        stats = self.stats.unflatten(0, (B, N))[:, :rows].flatten(0, 1)
+        return Folded(self.x[:, :rows], stats, self.norm)
 
 
 class Linear(nn.Module):
@@ -36,9 +50,44 @@ class Linear(nn.Module):
             self._parameters[name] = None
             self._parts[name] = tuple(parts)
 
-    def forward(self, x: Tensor, ops: Ops, out: slice | None = None, **epilogue: Any) -> Tensor:
+    def forward(
+        self, x: Tensor | Folded, ops: Ops, out: slice | None = None, **epilogue: Any
+    ) -> Tensor:
         """`out`: the output features to compute, None for all."""
+        if isinstance(x, Folded):
+            weights = self._folded(x.norm, slice(None) if out is None else out)
+            return ops.folding.linear(x.x, x.stats, *weights, x.norm.eps, **epilogue)
         return ops.linear(x, self._weight(ops, out), self._whole("bias", out), **epilogue)
+
+    def into(
+        self, norm: "LayerNorm | None", x: Tensor, ops: Ops, residual: Tensor, fold: bool = True
+    ) -> tuple[Tensor, Tensor | Folded | None]:
+        """y = residual + self(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
+        w, b = self._weight(ops, None), self._whole("bias", None)
+        if norm is None:
+            return ops.linear(x, w, b, residual=residual), None
+        if ops.folding is not None and fold:
+            y, stats = ops.folding.linear_statistics(x, w, b, None, residual)
+            return y, Folded(y, stats, norm)
+        if ops.linear_norm is not None:
+            return ops.linear_norm(x, w, b, None, residual, norm.weight, norm.bias, norm.eps)
+        y = ops.linear(x, w, b, residual=residual)
+        return y, norm(y, ops)
+
+    def _folded(self, norm: "LayerNorm", out: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight, column sums and bias with `norm` folded in: kernels/folding.py."""
+        weights = self._parts.get("weight") or (self.weight,)
+        biases = self._parts.get("bias") or (() if self.bias is None else (self.bias,))
+        w = self._derived.get(
+            "folded", [*weights, norm.weight], lambda: fold_norm_weight(weights, norm.weight)
+        )
+        sums = self._derived.get("column sums", [*weights, norm.weight], lambda: w.float().sum(1))
+        b = self._derived.get(
+            "folded bias",
+            [*weights, *biases, norm.bias],
+            lambda: fold_norm_bias(weights, biases, norm.bias),
+        )
+        return w[out], sums[out], b[out]
 
     def _whole(self, name: str, out: slice | None) -> Tensor | None:
         parts = self._parts.get(name)
@@ -73,6 +122,10 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
+    def first(self, x: Tensor, ops: Ops) -> "Tensor | Folded":
+        """norm(x) for the layers that read it, where no linear layer has left statistics."""
+        return self(x, ops) if ops.folding is None else Folded(x, ops.folding.statistics(x), self)
+
 
 class Attention(nn.Module):
     def __init__(self, spec: ViTSpec) -> None:
@@ -81,16 +134,17 @@ class Attention(nn.Module):
         self.qkv = Linear(spec.dim, 3 * spec.inner_dim, spec.qkv_bias)
         self.proj = Linear(spec.inner_dim, spec.dim)
 
-    def forward(self, x: Tensor, ops: Ops, residual: Tensor) -> Tensor:
-        """x [B, N, D], residual [B, Nq, D] -> [B, Nq, D]: the first Nq tokens attend to all N."""
-        B, N, _ = x.shape
-        Nq, H, Dh = residual.shape[1], self.heads, self.head_dim
-        if Nq == N:
+    def forward(self, x: Tensor | Folded, ops: Ops, rows: int | None) -> Tensor:
+        """x [B, N, D], normalized -> [B, Nq, H * Dh]: the first `rows` tokens, or all, attend to all N."""
+        B, N, _ = x.x.shape if isinstance(x, Folded) else x.shape
+        H, Dh = self.heads, self.head_dim
+        if rows is None or rows == N:
             q, k, v = self.qkv(x, ops).view(B, N, 3, H, Dh).unbind(2)
         else:
-            q = self.qkv(x[:, :Nq], ops, out=slice(0, H * Dh)).view(B, Nq, H, Dh)
+            first = x.first(rows) if isinstance(x, Folded) else x[:, :rows]
+            q = self.qkv(first, ops, out=slice(0, H * Dh)).view(B, rows, H, Dh)
             k, v = self.qkv(x, ops, out=slice(H * Dh, None)).view(B, N, 2, H, Dh).unbind(2)
-        return self.proj(ops.attention(q, k, v, Dh**-0.5), ops, residual=residual)
+        return ops.attention(q, k, v, Dh**-0.5)
 
 
 class Mlp(nn.Module):
@@ -99,10 +153,6 @@ class Mlp(nn.Module):
         self.activation = spec.activation
         self.fc1 = Linear(spec.dim, spec.mlp_dim)
         self.fc2 = Linear(spec.mlp_dim, spec.dim)
-
-    def forward(self, x: Tensor, ops: Ops, residual: Tensor) -> Tensor:
-        """x, residual [B, N, D] -> [B, N, D]"""
-        return self.fc2(self.fc1(x, ops, activation=self.activation), ops, residual=residual)
 
 
 class Block(nn.Module):
@@ -113,11 +163,24 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(spec.dim, spec.eps)
         self.mlp = Mlp(spec)
 
-    def forward(self, x: Tensor, ops: Ops, rows: int | None = None) -> Tensor:
-        """x [B, N, D] -> [B, N, D], or [B, rows, D]: the first tokens alone, as in the whole."""
+    def forward(
+        self,
+        x: Tensor,
+        normed: Tensor | Folded,
+        ops: Ops,
+        following: LayerNorm | None,
+        rows: int | None = None,
+        fold: bool = True,
+    ) -> tuple[Tensor, Tensor | Folded | None]:
+        """x [B, N, D] and norm1(x) -> y [B, N, D] and following(y), a tensor if not `fold`.
+
+        Or the first `rows` tokens of both, as in the whole.
+        """
+        heads = self.attn(normed, ops, rows)
         residual = x if rows is None else x[:, :rows]
-        x = self.attn(self.norm1(x, ops), ops, residual)
-        return self.mlp(self.norm2(x, ops), ops, x)
+        x, normed = self.attn.proj.into(self.norm2, heads, ops, residual)
+        hidden = self.mlp.fc1(normed, ops, activation=self.mlp.activation)
+        return self.mlp.fc2.into(following, hidden, ops, x, fold)
 
 
 class PatchProjection(nn.Module):

@@ -170,13 +170,23 @@ class ViT(nn.Module):
         The last block computes no other row than those asked for. Nothing is checked here.
         """
         x = self.embed(pixels, ops)
+        if ops.folding is not None and x.dtype == torch.float32:
+            ops = replace(ops, folding=None)  # kernels/folding.py says why
         kept = {0: x} if 0 in keep else {}
-        for i, block in enumerate(self.blocks, start=1):
-            last = i == len(self.blocks)
-            x = block(x, ops, rows=rows if last and i not in keep else None)
+        depth, norms = len(self.blocks), [block.norm1 for block in self.blocks]
+        normed = norms[0].first(x, ops)
+        for i, block in enumerate(self.blocks[:-1], start=1):
+            x, normed = block(x, normed, ops, norms[i])
             if i in keep:
                 kept[i] = x
-        return self.norm(x if rows is None else x[:, :rows], ops), kept
+        # a hidden state of all rows, and the final norm of a few: no more rows are normalized than asked for
+        whole = rows is not None and depth in keep
+        x, normed = self.blocks[-1](
+            x, normed, ops, None if whole else self.norm, None if whole else rows, fold=False
+        )
+        if depth in keep:
+            kept[depth] = x
+        return (self.norm(x[:, :rows], ops) if whole else normed), kept
 
     def features(
         self,

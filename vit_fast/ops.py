@@ -17,6 +17,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Folding:
+    """LayerNorm without a pass of its own: its rows' statistics go from the layer before it to the one behind it.
+
+    statistics(x [..., D]) -> [rows, D / 64, 2] in fp32, of x's rows.
+    linear_statistics(x [..., K], weight [N, K], bias, scale, residual) -> y as `linear` gives it, and its statistics.
+    linear(x [..., K], stats, weight, column_sums [N], bias [N], eps, activation=None) -> [..., N]: `linear` of
+        LayerNorm(x), with what weights.fold_norm_weight and fold_norm_bias made of the weights of both.
+    """
+
+    statistics: Callable[[Tensor], Tensor]
+    linear_statistics: Callable[..., tuple[Tensor, Tensor]]
+    linear: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
 class Ops:
     """What a ViT is computed with. Results are new tensors in x.dtype; sums are in fp32.
 
@@ -28,7 +43,11 @@ class Ops:
     linear(x [..., K], weight [N, K], bias=None, activation=None, scale=None, residual=None) -> [..., N],
         residual + scale * activation(x @ weight^T + bias) with the activations of spec.ACTIVATIONS, scale [N].
     attention(q [B, Nq, H, Dh], k, v [B, N, H, Dh], scale) -> [B, Nq, H * Dh], softmax(scale * q @ k^T) @ v.
+    linear_norm(x, weight, bias, scale, residual, norm_weight, norm_bias, eps) -> y and layer_norm(y), both [..., N],
+        y as `linear` gives it without activation. None: `linear`, then `layer_norm`; an ablation of one of these two
+        sets it to None.
     pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with. None: nothing to gain.
+    folding: LayerNorm folded into the linear layer behind it. None: it is an operation of its own.
     """
 
     name: str
@@ -37,7 +56,9 @@ class Ops:
     linear: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     differentiable: bool  # autograd works through every operation
+    linear_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     pack: Callable[[Tensor], Tensor] | None = None
+    folding: Folding | None = None
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -111,7 +132,7 @@ def torch_ops() -> Ops:
 
 # made once; lists, because torch.compile warns of functools caches
 _CPU: list[Ops] = []
-_TRITON: list[Ops] = []
+_TRITON: dict[bool, Ops] = {}
 
 
 def cpu_ops() -> Ops:
@@ -121,23 +142,32 @@ def cpu_ops() -> Ops:
     from vit_fast.onednn import onednn_linear, pack
 
     patch_embed = functools.partial(_patch_embed, linear=onednn_linear)
-    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, _attention, False, pack)
+    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, _attention, False, pack=pack)
     _CPU.append(ops)
     return ops
 
 
-def triton_ops() -> Ops:
-    """The kernels: CUDA, or CPU tensors in Triton's interpreter. ImportError without triton."""
-    if _TRITON:
-        return _TRITON[0]
-    from vit_fast.kernels.attention import attention
-    from vit_fast.kernels.layer_norm import layer_norm
-    from vit_fast.kernels.linear import linear
-    from vit_fast.kernels.patch_embed import patch_embed
+def triton_ops(folded: bool = False) -> Ops:
+    """The kernels: CUDA, or CPU tensors in Triton's interpreter. ImportError without triton.
 
-    ops = Ops("triton", patch_embed, layer_norm, linear, attention, differentiable=False)
-    _TRITON.append(ops)
-    return ops
+    `folded`: LayerNorm folded into the linear layers behind it, five launches a block instead of seven, and a second
+    copy of the weights of qkv and fc1. Not for rows that are constant but for rounding (kernels/folding.py).
+    """
+    if folded not in _TRITON:
+        from vit_fast.kernels.attention import attention
+        from vit_fast.kernels.folding import row_statistics
+        from vit_fast.kernels.layer_norm import layer_norm
+        from vit_fast.kernels.linear import linear
+        from vit_fast.kernels.linear_folded import linear_folded, linear_statistics
+        from vit_fast.kernels.linear_norm import linear_norm
+        from vit_fast.kernels.patch_embed import patch_embed
+
+        folding = Folding(row_statistics, linear_statistics, linear_folded) if folded else None
+        name = "triton, LayerNorm folded" if folded else "triton"
+        _TRITON[folded] = Ops(
+            name, patch_embed, layer_norm, linear, attention, False, linear_norm, None, folding
+        )
+    return _TRITON[folded]
 
 
 CPU = ("auto", "plain")

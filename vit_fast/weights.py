@@ -51,6 +51,20 @@ def fold_bias(weight: Tensor, bias: Tensor, norm: Normalization) -> Tensor:
     return bias + (weight * _per_channel(weight, middle)).sum((1, 2, 3))
 
 
+def fold_norm_weight(weights: Sequence[Tensor], gamma: Tensor) -> Tensor:
+    """weights [n, K] each, one below the other, of LayerNorm's output -> [N, K] of its normalized rows."""
+    whole = torch.cat(tuple(weights))
+    dtype = torch.promote_types(whole.dtype, torch.float32)
+    return (whole.to(dtype) * gamma.to(dtype)).to(whole.dtype)
+
+
+def fold_norm_bias(weights: Sequence[Tensor], biases: Sequence[Tensor], beta: Tensor) -> Tensor:
+    """weights [n, K], biases [n] or none -> [N], at least fp32: what LayerNorm's bias adds to theirs."""
+    dtype = torch.promote_types(beta.dtype, torch.float32)
+    shift = torch.cat(tuple(weights)).to(dtype) @ beta.to(dtype)
+    return shift + torch.cat(tuple(biases)).to(dtype) if biases else shift
+
+
 def _per_channel(weight: Tensor, values: list[float]) -> Tensor:
     # fp32 from here on, fp64 for an fp64 model
     dtype = torch.promote_types(weight.dtype, torch.float32)

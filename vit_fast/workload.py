@@ -97,8 +97,8 @@ def operations(
         2.0 * P * pixels * D,
         P * pixels * (1 if uint8 else itemsize) + itemsize * (pixels * D + N * D + M * D),
     )
-    norm = Operation("layer_norm", "layer_norm", 2 * L + 1, dict(M=M, N=D), 0.0, itemsize * (2 * M * D + 2 * D))  # fmt: skip
-    yield norm
+    moved = itemsize * (2 * M * D + 2 * D)
+    yield Operation("layer_norm", "layer_norm", 2 * L + 1, dict(M=M, N=D), 0.0, moved)
     yield _linear("qkv", L, M, 3 * D, D, itemsize)
     shape = dict(B=B, H=m.heads, Nq=N, N=N, D=m.head_dim)
     yield Operation("attention", "attention", L, shape, 4.0 * M * N * D, itemsize * 4 * M * D)
