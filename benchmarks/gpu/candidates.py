@@ -8,13 +8,11 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
-
 from benchmarks.gpu import configs
 from benchmarks.gpu.ceilings import by_name, guess_us, rates, rotated, shapes
 from benchmarks.gpu.cells import Cell
-from benchmarks.gpu.correctness import repeated
-from benchmarks.gpu.programs import KERNELS, inputs
+from benchmarks.gpu.programs import KERNELS, Result, check, inputs
+from benchmarks.gpu.repeated import repeated
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timing import in_turn_us
 from vit_fast.kernels.tuning import Gpu
@@ -32,7 +30,7 @@ def others() -> dict[str, Any]:
     return {c.name: c for c in CANDIDATES}
 
 
-def launcher(op: str, candidate: Any) -> Callable[..., Tensor]:
+def launcher(op: str, candidate: Any) -> Callable[..., Result]:
     """candidate: a Config of the op's kernel file, None for the rule's choice, or the name of another kernel."""
     if isinstance(candidate, str):
         return others()[candidate].run
@@ -42,7 +40,10 @@ def launcher(op: str, candidate: Any) -> Callable[..., Tensor]:
 
 def checked(setting: Setting, operation: Operation, candidate: Any, dtype: str) -> dict[str, Any]:
     arguments = inputs(setting, operation.op, operation.shape, dtype)
-    return repeated(setting, operation.op, arguments, launch=launcher(operation.op, candidate))
+    launch = launcher(operation.op, candidate)
+    return repeated(
+        setting, lambda: launch(*arguments), lambda y: check(operation.op, arguments, y)
+    )
 
 
 def timed(
@@ -52,7 +53,10 @@ def timed(
     dtype: str,
     passed: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Those of `choices`, a check's key -> (name, candidate), that passed; and the rule's choice. `gain`: its time over the best."""
+    """The rule's choice, and of `choices`, a check's key -> (name, candidate), those that passed.
+
+    `gain`: the rule's time over the best.
+    """
     calls = {RULE: launcher(operation.op, None)}
     calls |= {choices[key][0]: launcher(operation.op, choices[key][1]) for key in passed}
     arguments = rotated(setting, operation, dtype)
@@ -66,20 +70,17 @@ def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     dtype = setting.dtypes[0]
     for order, name, operation in shapes(setting):
         choices: dict[str, tuple[str, Any]] = {}
-        found = [(configs.words(c), c, 60.0) for c in configs.of(operation.op, operation.shape, dtype, gpu)]  # fmt: skip
-        found += [
-            (other.name, other.name, 20.0)
-            for other in others().values()
-            if other.op == operation.op and other.applies(operation.shape)
-        ]
+        op, shape, rank = operation.op, operation.shape, 2.7 + order
+        found = [(configs.words(c), c, 60.0) for c in configs.of(op, shape, dtype, gpu)]
+        for other in others().values():
+            if other.op == op and other.applies(shape):
+                found.append((other.name, other.name, 20.0))
         for words, candidate, limit in found:
             params = dict(operation=operation, candidate=candidate, dtype=dtype)
-            check = Cell("checks", f"{name}: {words}", checked, params, 2.7 + order, limit=limit, alone=False)  # fmt: skip
+            check = Cell("checks", f"{name}: {words}", checked, params, rank, 2, limit, alone=False)
             choices[check.key] = words, candidate
             yield check
         if found:
             params = dict(operation=operation, choices=choices, dtype=dtype)
-            seconds = 1.0 + 0.4 * len(found)
-            yield Cell(
-                "candidates", name, timed, params, 2.8 + order, seconds, limit=120, needs=tuple(choices)
-            )  # fmt: skip
+            seconds, needs = 1.0 + 0.4 * len(found), tuple(choices)
+            yield Cell("candidates", name, timed, params, rank + 0.1, seconds, 120, needs=needs)

@@ -1,6 +1,6 @@
 """What the vendor's libraries and the machine itself reach: nothing of ours is in these rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ def operation_us(setting: Setting, operation: Operation, dtype: str) -> dict[str
 def gemm(setting: Setting, dtype: str) -> dict[str, Any]:
     """A square product, large enough that nothing but the matrix units counts."""
     n = setting.gemm
-    square = Operation("gemm", "linear", 1, dict(M=n, N=n, K=n, activation=None, residual=False), 2.0 * n**3, 0.0)  # fmt: skip
+    shape = dict(M=n, N=n, K=n, activation=None, residual=False)
+    square = Operation("gemm", "linear", 1, shape, 2.0 * n**3, 6.0 * n**2)
     row = operation_us(setting, square, dtype)
     return {**row, "tflops": row["best_tflops"]}
 
@@ -96,11 +97,21 @@ def shapes(setting: Setting) -> Iterator[tuple[int, str, Operation]]:
     seen = set()
     for group in setting.groups:
         for batch in group.batches:
-            for operation in operations(setting.models[group.model], batch):
+            for operation in _with_norms(operations(setting.models[group.model], batch)):
                 name = label(operation, setting.dtypes[0])
                 if name not in seen:
                     seen.add(name)
                     yield group.order, name, operation
+
+
+def _with_norms(forward: Iterable[Operation]) -> Iterator[Operation]:
+    """With each product that adds a residual also the one that LayerNorm follows, which is ours to fuse."""
+    for o in forward:
+        yield o
+        if o.op == "linear" and o.shape["residual"]:
+            shape = {name: o.shape[name] for name in "MNK"}
+            moved = o.bytes + 2 * shape["M"] * shape["N"]
+            yield Operation(f"{o.name} and norm", "linear_norm", o.count, shape, o.flops, moved)
 
 
 def bare(operation: Operation, dtype: str) -> str:

@@ -4,18 +4,17 @@ Memory that a kernel leaves unwritten is NaN. Runs on the same input that differ
 kernel adds in an order that it does not fix.
 """
 
-import contextlib
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import configs
+from benchmarks.gpu import configs, norms
 from benchmarks.gpu.cells import Cell
-from benchmarks.gpu.programs import DTYPES, KERNELS, check, inputs, label
+from benchmarks.gpu.programs import DTYPES, inputs, label
+from benchmarks.gpu.repeated import kernel_row
 from benchmarks.gpu.setting import Setting
 from tensors import laid_out, values
 from vit_fast.kernels.activations import NAMES
@@ -24,45 +23,12 @@ from vit_fast.workload import Operation, operations
 
 EPILOGUES = ("bias", "bias residual", "bias scale residual", "", *(f"bias {n}" for n in NAMES))
 ACTIVATION_INPUTS = ("normal", "tiny", "negative tail")
+OTHER_DTYPES = 3.9  # rank: when speed in the main dtype is known
 PATCHES = ((16, 3, 1), (14, 3, 5), (32, 3, 0), (16, 1, 1))  # patch, channels, prefix rows
 
 
-@contextlib.contextmanager
-def poisoned_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings():
-            # cuBLAS would like a fixed workspace for its part
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def repeated(setting: Setting, op: str, arguments: tuple, **how: Any) -> dict[str, Any]:
-    """The row of a kernel on these arguments; `how` goes to its launcher."""
-    kernel, results = KERNELS[op], []
-
-    def launch(*args: Any) -> Tensor:
-        results.append(kernel.launch(*args, **how))
-        return results[-1]
-
-    with poisoned_memory():
-        row = check(op, arguments, launch)
-        for _ in range(setting.repeats - 1):
-            launch(*arguments)
-        first, *others = (r.double() for r in results)
-        # NaN in the same place is the same; what is wrong in it the check has said
-        apart = max(((r - first).nan_to_num().abs().max().item() for r in others), default=0.0)
-        apart += sum(int((r.isnan() != first.isnan()).sum()) for r in others)
-    row["runs_differ_by"] = apart
-    if apart and not row["wrong"]:
-        row["says"] = f"runs on the same input differ by {apart:.3g}"
-    return row
-
-
 def at_shape(setting: Setting, op: str, shape: dict, dtype: str, **how: Any) -> dict[str, Any]:
-    return repeated(setting, op, inputs(setting, op, shape, dtype), **how)
+    return kernel_row(setting, op, inputs(setting, op, shape, dtype), **how)
 
 
 def linear_epilogue(
@@ -87,7 +53,7 @@ def linear_epilogue(
     b = tensor(N, seed=2) if "bias" in words else None
     s = tensor(N, seed=3) if "scale" in words else None
     r = laid_out(tensor(M, N, seed=4), layout) if "residual" in words else None
-    return repeated(setting, "linear", (x, w, b, activation, s, r), config=config)
+    return kernel_row(setting, "linear", (x, w, b, activation, s, r), config=config)
 
 
 def activation(setting: Setting, name: str, kind: str, dtype: str) -> dict[str, Any]:
@@ -96,7 +62,7 @@ def activation(setting: Setting, name: str, kind: str, dtype: str) -> dict[str, 
     if kind == "negative tail":
         x = -3 - 3 * x.abs() / x.abs().max()
     weight = torch.eye(64, dtype=DTYPES[dtype], device=x.device)
-    return repeated(setting, "linear", (x.to(DTYPES[dtype]), weight, None, name))
+    return kernel_row(setting, "linear", (x.to(DTYPES[dtype]), weight, None, name))
 
 
 def attention(
@@ -115,14 +81,14 @@ def attention(
         q, k, v = x.to(DTYPES[dtype]).unbind(2)
     if layout == "heads first":
         q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
-    return repeated(setting, "attention", (q[:, :1] if one_row else q, k, v, D**-0.5))
+    return kernel_row(setting, "attention", (q[:, :1] if one_row else q, k, v, D**-0.5))
 
 
 def layer_norm(setting: Setting, N: int, kind: str, layout: str, dtype: str) -> dict[str, Any]:
     d = DTYPES[dtype]
     x = laid_out(values(kind, 199, N).to(d), layout)
     w, b = (values("normal", N, seed=seed).to(d) for seed in (1, 2))
-    return repeated(setting, "layer_norm", (x, w, b, 1e-6))
+    return kernel_row(setting, "layer_norm", (x, w, b, 1e-6))
 
 
 def patch_embed(
@@ -139,13 +105,13 @@ def patch_embed(
             wide = image.new_full((B, C, H + 7, W + 5), around)
             wide[:, :, 3 : H + 3, 1 : W + 1] = image
             image = wide[:, :, 3 : H + 3, 1 : W + 1]
-    return repeated(setting, "patch_embed", (image, *rest))
+    return kernel_row(setting, "patch_embed", (image, *rest))
 
 
 def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     """The main model's own shapes in the main dtype first, then what is awkward, then the other dtypes."""
 
-    def cell(name: str, rank: float, run: Callable, **params: Any) -> Cell:
+    def cell(name: str, rank: float, run: Callable, params: dict[str, Any]) -> Cell:
         return Cell("correctness", name, run, params, rank, alone=False, ours=True, limit=90)
 
     batches = setting.groups[0].batches
@@ -153,11 +119,12 @@ def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
         for operation in _shapes(setting, batch):
             name = label(operation, dtype)
             what = dict(op=operation.op, shape=operation.shape, dtype=dtype)
-            yield cell(name, 0.0 if rank < len(batches) else 5.0, at_shape, **what)
+            yield cell(name, 0.0 if rank < len(batches) else OTHER_DTYPES, at_shape, what)
     for order, dtype in enumerate(setting.dtypes):
-        rank = 0.5 if order == 0 else 5.0 + order
-        for name, run, params in _awkward(setting, gpu, dtype):
-            yield cell(f"{name} {dtype}", rank, run, dtype=dtype, **params)
+        rank = 0.5 if order == 0 else OTHER_DTYPES + order / 100
+        awkward = _awkward(setting, gpu, dtype), norms.awkward(setting, gpu, dtype)
+        for name, run, params in itertools.chain(*awkward):
+            yield cell(f"{name} {dtype}", rank, run, {**params, "dtype": dtype})
 
 
 def _shapes(setting: Setting, batch: int) -> Iterator[Operation]:

@@ -83,7 +83,7 @@ def best_us(row: Mapping[str, Any]) -> float:
 
 
 def fractions(cells: Rows) -> Iterator[tuple[str, str, float]]:
-    """(op, label, fraction) of each kernel: of the vendor's best time; for what only moves bytes, of the copy's rate."""
+    """(op, label, fraction) of each kernel: of the vendor's best time, or for LayerNorm of the copy's rate."""
     copy = cells.get("ceilings/copy", {}).get("gbps")
     for key, row in cells.items():
         if key.startswith("kernels/") and "fraction" in row:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 import vit_fast
 from benchmarks.gpu.cells import Cell
-from benchmarks.gpu.models import HAS_GRAPHS, in_parts, ours, stock
+from benchmarks.gpu.models import DEFAULT, in_parts, ours, stock, variants
 from benchmarks.gpu.programs import BACKENDS, DTYPES, judge
 from benchmarks.gpu.results import smi
 from benchmarks.gpu.setting import Setting
@@ -28,7 +28,7 @@ from benchmarks.measure import quantile
 from models import images, in_float64
 from vit_fast.workload import operations
 
-OURS, GRAPHS, DROP_IN = "vit-fast, launches", "vit-fast, graphs", "vit-fast, drop-in"
+DROP_IN = "vit-fast, drop-in"
 # calls a round whose latency is taken, at most
 LATENCIES = 10
 
@@ -78,13 +78,6 @@ def tokens(model: PreTrainedModel) -> Program:
     return lambda pixels: model(pixels).last_hidden_state
 
 
-def our_programs(setting: Setting, hf: PreTrainedModel) -> dict[str, Program]:
-    programs: dict[str, Program] = {OURS: ours(setting, hf)}
-    if HAS_GRAPHS:
-        programs[GRAPHS] = ours(setting, hf, graphs=True)
-    return programs
-
-
 def transformers_rivals(setting: Setting, hf: PreTrainedModel) -> dict[str, Program]:
     """Ours as a drop-in too: what it adds on the host shows at batch 1."""
     return {
@@ -96,7 +89,8 @@ def transformers_rivals(setting: Setting, hf: PreTrainedModel) -> dict[str, Prog
 
 def against_transformers(setting: Setting, key: str, batch: int, dtype: str) -> dict[str, Any]:
     hf, exact = pair(setting, key, dtype)
-    programs = our_programs(setting, hf) | transformers_rivals(setting, hf)
+    programs = {v.name: ours(setting, hf, v) for v in variants(setting)}
+    programs |= transformers_rivals(setting, hf)
     return compared(setting, key, batch, dtype, programs, hf, exact)
 
 
@@ -109,7 +103,7 @@ def against_compiled(
     try:
         with held:
             model = torch.compile(with_sdpa(hf), dynamic=False, mode=mode, backend=setting.backend)
-            programs = our_programs(setting, hf) | {rival.name: tokens(model)}
+            programs = {DEFAULT.name: ours(setting, hf), rival.name: tokens(model)}
             return compared(setting, key, batch, dtype, programs, hf, exact)
     finally:
         torch.compiler.reset()

@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +13,16 @@ from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 import vit_fast
 from benchmarks.gpu.cells import Cell
-from benchmarks.gpu.correctness import poisoned_memory
-from benchmarks.gpu.programs import DTYPES, judge
+from benchmarks.gpu.correctness import OTHER_DTYPES
+from benchmarks.gpu.programs import DTYPES, KERNELS, judge, worst
+from benchmarks.gpu.repeated import poisoned_memory
 from benchmarks.gpu.setting import Setting
 from models import NORM, hf_model, images, in_float64
 from vit_fast import ViT
-from vit_fast.ops import choose_ops, triton_ops
+from vit_fast.kernels.folding import launch as row_statistics
+from vit_fast.kernels.linear_folded import launch_folded, launch_statistics
+from vit_fast.kernels.tuning import gpu_of
+from vit_fast.ops import Folding, Ops, choose_ops, triton_ops
 from vit_fast.workload import Model
 
 HAS_GRAPHS = importlib.util.find_spec("vit_fast.graphs") is not None
@@ -45,17 +51,56 @@ def stock(
     return hf_model(cls, DTYPES[dtype], **{**sizes, **changes}).to(setting.device)
 
 
-def ours(setting: Setting, hf: PreTrainedModel, graphs: bool = False) -> ViT:
-    """On the kernels, or RuntimeError. graphs: calls are CUDA graph replays."""
-    vit = ViT.from_hf(hf, NORM)
+@dataclass(frozen=True)
+class Variant:
+    """A way to run ours. folded, pdl: None as it ships, True or False whatever ships."""
+
+    name: str
+    graphs: bool = True
+    folded: bool | None = None
+    pdl: bool | None = None
+
+
+DEFAULT = Variant("vit-fast")
+VARIANTS = (
+    DEFAULT,
+    Variant("vit-fast, launches", graphs=False),
+    Variant("vit-fast, neither", folded=False, pdl=False),
+    Variant("vit-fast, folded", folded=True, pdl=False),
+    Variant("vit-fast, pdl", folded=False, pdl=True),
+    Variant("vit-fast, folded, pdl", folded=True, pdl=True),
+)
+
+
+def variants(setting: Setting) -> tuple[Variant, ...]:
+    """Those that can run: the interpreter knows no dependent launch, and graphs may not be there."""
+    return tuple(v for v in VARIANTS if (HAS_GRAPHS or v.graphs) and not (setting.dry and v.pdl))
+
+
+def ops_of(setting: Setting, variant: Variant, device: torch.device) -> Ops:
+    """The kernels with or without LayerNorm folded, launched early or not."""
+    table = triton_ops(bool(variant.folded))
     if setting.dry:
-        vit.ops = triton_ops()
+        return table
+    gpu = replace(gpu_of(device), pdl=bool(variant.pdl))
+    folding = table.folding and Folding(
+        partial(row_statistics, gpu=gpu), partial(launch_statistics, gpu=gpu), partial(launch_folded, gpu=gpu)
+    )  # fmt: skip
+    ops = {name: partial(kernel.launch, gpu=gpu) for name, kernel in KERNELS.items()}
+    return replace(table, name=f"triton, {variant.name}", folding=folding, **ops)
+
+
+def ours(setting: Setting, hf: PreTrainedModel, variant: Variant = DEFAULT) -> ViT:
+    """On the kernels, or RuntimeError."""
+    vit = ViT.from_hf(hf, NORM)
+    if variant.folded is not None or setting.dry:
+        vit.ops = ops_of(setting, variant, vit.device)
     else:
         table, why = choose_ops(vit.device, vit.dtype, vit.spec.head_dim)
-        if table is not triton_ops():
+        if not table.name.startswith("triton"):
             raise RuntimeError(f"not on the kernels: {why}")
     if HAS_GRAPHS:
-        vit.graphs = graphs
+        vit.graphs = variant.graphs
     return vit
 
 
@@ -64,19 +109,9 @@ def in_parts(model: Callable[[Tensor], Tensor], pixels: Tensor, images: int = 32
     return torch.cat([model(part) for part in pixels.split(images)])
 
 
-def worst(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row that comes closest to what is allowed, or passes it; all that is wrong."""
-    wrong = "; ".join(dict.fromkeys(r["wrong"] for r in rows if r["wrong"]))
-    judged = [r for r in rows if "error" in r] or rows
-    row = max(judged, key=lambda r: max(_share(r, "error", "allowed"), _share(r, "row_error", "row_allowed")))  # fmt: skip
-    return {**row, "wrong": wrong}
-
-
-def _share(row: dict[str, Any], error: str, allowed: str) -> float:
-    return row[error] / row[allowed] if row.get(allowed) else 0.0
-
-
-def outputs(setting: Setting, depth: int, asked: str, dtype: str, graphs: bool) -> dict[str, Any]:
+def outputs(
+    setting: Setting, depth: int, asked: str, dtype: str, variant: Variant
+) -> dict[str, Any]:
     """A model of the main sizes and `depth` against transformers' own.
 
     asked: "tokens"; "hidden states", all of them; "logits", where the last block computes the class token alone;
@@ -97,7 +132,7 @@ def outputs(setting: Setting, depth: int, asked: str, dtype: str, graphs: bool) 
         floats = exact.to(DTYPES[dtype])
     hidden = dict(output_hidden_states=asked == "hidden states")
     baseline, ref = hf(floats, **hidden), in_float64(hf)(exact, **hidden)
-    vit, rows = ours(setting, hf, graphs), []
+    vit, rows = ours(setting, hf, variant), []
     with poisoned_memory():
         # a graph is captured by one call and replayed by the next ones
         for _ in range(setting.repeats):
@@ -132,18 +167,16 @@ def drop_in(setting: Setting, dtype: str) -> dict[str, Any]:
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
-    runs = (False, True) if HAS_GRAPHS else (False,)
     for order, dtype in enumerate(setting.dtypes):
         for depth in setting.model_depths:
-            rank = (0.1 if depth == setting.model_depths[0] else 0.4) + (
-                5.0 + order if order else 0
-            )
+            first = 0.1 if depth == setting.model_depths[0] else 0.4
+            rank = OTHER_DTYPES + order / 100 if order else first
             for asked in ("tokens", "logits", "bytes", "hidden states"):
-                for graphs in runs:
-                    name = f"{setting.main.name} depth {depth} {asked}{' graphs' if graphs else ''}"
-                    params = dict(depth=depth, asked=asked, dtype=dtype, graphs=graphs)
-                    yield _cell(f"{name} {dtype}", outputs, params, rank)
-        rank = 0.4 + (5.0 + order if order else 0)
+                for variant in variants(setting):
+                    name = f"{setting.main.name} depth {depth} {asked}, {variant.name} {dtype}"
+                    params = dict(depth=depth, asked=asked, dtype=dtype, variant=variant)
+                    yield _cell(name, outputs, params, rank)
+        rank = OTHER_DTYPES + order / 100 if order else 0.4
         yield _cell(f"{setting.main.name} drop-in {dtype}", drop_in, dict(dtype=dtype), rank)
 
 

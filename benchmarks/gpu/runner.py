@@ -25,6 +25,8 @@ class Runner:
         self.done = self.total = 0
 
     def __enter__(self) -> "Runner":
+        # they import while the caller does
+        self._start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -97,13 +99,13 @@ class Runner:
         for worker in self.workers:
             if worker.ready and worker.cell is None:
                 return worker
-        starting = [w for w in self.workers if not w.ready]
-        if len(self.workers) < self.setting.workers and not starting:
-            self.workers += [
-                Worker(self.setting, self.log)
-                for _ in range(self.setting.workers - len(self.workers))
-            ]
+        if all(w.ready for w in self.workers):
+            self._start()
         return None
+
+    def _start(self) -> None:
+        for _ in range(self.setting.workers - len(self.workers)):
+            self.workers.append(Worker(self.setting, self.log))
 
     def _listen(self, keep: Callable[[Cell, dict[str, Any], float], None]) -> None:
         """Waits for the next answer, or for the next limit to pass."""
