@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 import vit_fast
 from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.digest import OURS
 from benchmarks.gpu.models import DEFAULT, in_parts, ours, stock, variants
 from benchmarks.gpu.programs import BACKENDS, DTYPES, judge
 from benchmarks.gpu.results import smi
@@ -79,8 +80,9 @@ def tokens(model: PreTrainedModel) -> Program:
 
 
 def transformers_rivals(setting: Setting, hf: PreTrainedModel) -> dict[str, Program]:
-    """Ours as a drop-in too: what it adds on the host shows at batch 1."""
+    """And ours as a drop-in: what it adds on the host shows at batch 1."""
     return {
+        DEFAULT.name: ours(setting, hf),
         DROP_IN: tokens(vit_fast.accelerate(with_sdpa(hf))),
         "transformers, sdpa": tokens(with_sdpa(hf)),
         "transformers, eager": tokens(hf),
@@ -89,8 +91,14 @@ def transformers_rivals(setting: Setting, hf: PreTrainedModel) -> dict[str, Prog
 
 def against_transformers(setting: Setting, key: str, batch: int, dtype: str) -> dict[str, Any]:
     hf, exact = pair(setting, key, dtype)
+    programs = transformers_rivals(setting, hf)
+    return compared(setting, key, batch, dtype, programs, hf, exact)
+
+
+def against_each_other(setting: Setting, key: str, batch: int, dtype: str) -> dict[str, Any]:
+    """Our own ways to run a model."""
+    hf, exact = pair(setting, key, dtype)
     programs = {v.name: ours(setting, hf, v) for v in variants(setting)}
-    programs |= transformers_rivals(setting, hf)
     return compared(setting, key, batch, dtype, programs, hf, exact)
 
 
@@ -143,7 +151,7 @@ def compared(
             "images_s": round(batch / burst * 1e3, 1),
             "tflops": round(flops / burst / 1e9, 2),
         }
-    mine = [name for name in found if name.startswith("vit-fast")]
+    mine = [name for name in found if name.startswith(OURS)]
     wrong = "; ".join(f"{name}: {found[name]['wrong']}" for name in mine if found[name]["wrong"])
     return {
         "model": key, "batch": batch, "dtype": dtype, "gflop": round(flops / 1e9, 2), "programs": found,
@@ -209,9 +217,11 @@ def cells(setting: Setting) -> Iterator[Cell]:
             params = dict(key=group.model, batch=batch, dtype=dtype)
             name = f"{model.name} batch {batch}"
             first = 0.3 if group.order == 0 else 2.6 + group.order / 10
-            yield Cell(
-                "end-to-end", f"{name} transformers", against_transformers, params, first, 8, 90, ours=True
-            )  # fmt: skip
+            for words, run in (
+                ("transformers", against_transformers),
+                ("variants", against_each_other),
+            ):
+                yield Cell("end-to-end", f"{name} {words}", run, params, first, 8, 90, ours=True)
             for place, rival in enumerate(RIVALS):
                 if rival.mode not in setting.compile_modes:
                     continue

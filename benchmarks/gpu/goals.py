@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Goal:
-    """measure: "images_s", "p50_ms" (less is better), "of the bound", or a rival's name: times its speed.
-
-    A wish of a model at a batch.
-    """
+    """Of a model at a batch. measure: "images_s"; "p50_ms", the less the better; BOUND; or a rival: times its speed."""
 
     model: str
     batch: int
@@ -17,15 +14,18 @@ class Goal:
     dream: float
 
 
+BOUND = "share of the bound's speed"
 COMPILED = "torch.compile max-autotune"
 CUDA_GRAPHS = "torch.compile reduce-overhead"
 
-H200 = (
+DEVICE = "NVIDIA H200"
+
+GOALS = (
     Goal("vit-b-16", 1, "p50_ms", 0.20, 0.15),
     Goal("vit-l-16", 1, "p50_ms", 0.40, 0.30),
     Goal("vit-b-16", 256, "images_s", 14_500, 17_000),
     Goal("vit-l-16", 256, "images_s", 4_300, 5_000),
-    *(Goal(m, b, "of the bound", 0.9, 1.0) for m in ("vit-b-16", "vit-l-16") for b in (64, 256)),
+    *(Goal(m, b, BOUND, 0.9, 1.0) for m in ("vit-b-16", "vit-l-16") for b in (64, 256)),
     *(Goal(m, b, COMPILED, 1.25, 1.5) for m in ("vit-b-16", "vit-l-16") for b in (64, 256)),
     *(Goal(m, 8, COMPILED, 1.3, 1.5) for m in ("vit-b-16", "vit-l-16")),
     *(Goal(m, 1, r, 2.0, 3.0) for m in ("vit-b-16", "vit-l-16") for r in (COMPILED, CUDA_GRAPHS)),

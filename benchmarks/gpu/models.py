@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 import vit_fast
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.correctness import OTHER_DTYPES
+from benchmarks.gpu.digest import OURS
 from benchmarks.gpu.programs import DTYPES, KERNELS, judge, worst
 from benchmarks.gpu.repeated import poisoned_memory
 from benchmarks.gpu.setting import Setting
@@ -61,7 +62,7 @@ class Variant:
     pdl: bool | None = None
 
 
-DEFAULT = Variant("vit-fast")
+DEFAULT = Variant(OURS)
 VARIANTS = (
     DEFAULT,
     Variant("vit-fast, launches", graphs=False),

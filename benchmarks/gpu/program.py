@@ -35,11 +35,21 @@ def main(argv: list[str]) -> int:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: .benchmarks/gpu; with --dry-run a new folder")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=9.0, help="until it ends, start included")
-    parser.add_argument("--only", action="append", default=[], metavar="SECTION[:SUBSTRING]")
-    parser.add_argument("--list", action="store_true", help="the cells in order with their estimates, nothing run")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="toy sizes on the CPU, kernels interpreted")  # fmt: skip
+    option = parser.add_argument
+    out = "default: .benchmarks/gpu; with --dry-run a new folder"
+    option("--out", type=Path, metavar="DIR", help=out)
+    option("--minutes", type=float, default=9.0, help="until it ends, start included; default 9")
+    option(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SECTION[:SUBSTRING]",
+        help="and what it needs",
+    )
+    option(
+        "--list", action="store_true", help="the cells in order and their estimates, nothing run"
+    )
+    option("--dry-run", action="store_true", help="toy sizes on the CPU, kernels interpreted")
     args = parser.parse_args(argv)
     begun = time.monotonic()
     if args.minutes <= 0:

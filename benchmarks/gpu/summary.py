@@ -48,10 +48,11 @@ def _counts(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
         yield f"{section}: " + ", ".join(f"{n} {status}" for status, n in counts.most_common())
     broken = failures(data)
     yield from _some("FAILED", [f"{key}: {why}" for key, why in broken.items()])
-    others = [f"{k}: {r.get('why', '')}" for k, r in cells.items() if r["status"] not in ("ok", "wrong") and k not in broken]  # fmt: skip
-    yield from _some("did not come out", others)
+    others = {k: r for k, r in cells.items() if r["status"] != "ok" and k not in broken}
+    words = [f"{k}: {r.get('wrong') or r.get('why')}" for k, r in others.items()]
+    yield from _some("did not come out", words)
     moving = [f"{k}: {r['says']}" for k, r in cells.items() if r.get("runs_differ_by")]
-    yield from _some("runs on the same input differ", [m for m in moving])
+    yield from _some("runs on the same input differ", moving)
     yield from _some("skipped, no minutes left", data["skipped"])
 
 
@@ -63,43 +64,48 @@ def _machine(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
 
 def _end_to_end(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
     for model, batch in digest.models_and_batches(cells):
-        name, numbers = digest.best(cells, model, batch)
-        yield f"{model} batch {batch}, {name}: {numbers['images_s']} images/s, p50 {numbers['p50_ms']} ms, p99 {numbers['p99_ms']} ms"  # fmt: skip
-        dtype = digest.rows_of(cells, model, batch)[0]["dtype"]
-        bound, lacking = digest.composed_us(cells, model, batch, dtype)
+        us = digest.ours(cells, model, batch)
+        times = f"p50 {us['p50_ms']} ms, p99 {us['p99_ms']} ms, {us['burst_ms']} ms among many"
+        yield f"{model} batch {batch}: {us['images_s']} images/s, {times}"
+        bound, lacking = digest.composed_us(cells, model, batch)
         if bound is None:
             yield f"  composed bound: lacks {len(lacking)} ceilings, {lacking[0]} for one"
         else:
-            share = bound / numbers["burst_ms"] / 1e3
-            yield f"  composed bound {bound / 1e3:.4f} ms, {share:.1%} of it reached"
-        ratios = digest.speed_ups(cells, model, batch)
-        yield "  times the speed of " + ", ".join(f"{n}: {x:.2f}" for n, x in ratios.items())
+            share = bound / us["burst_ms"] / 1e3
+            yield f"  composed bound {bound / 1e3:.4f} ms, {share:.1%} of its speed reached"
+        for title, others in (("times the speed of", True), ("and of its variants", False)):
+            ratios = digest.speed_ups(cells, model, batch, others)
+            if ratios:
+                yield f"  {title} " + "; ".join(f"{n}: {x:.2f}" for n, x in ratios.items())
 
 
 def reached(cells: digest.Rows, goal: goals.Goal) -> float | None:
     """What was measured of a goal, None where nothing was."""
     if (goal.model, goal.batch) not in digest.models_and_batches(cells):
         return None
-    name, numbers = digest.best(cells, goal.model, goal.batch)
-    if goal.measure in numbers:
-        return numbers[goal.measure]
-    if goal.measure == "of the bound":
-        dtype = digest.rows_of(cells, goal.model, goal.batch)[0]["dtype"]
-        bound, _ = digest.composed_us(cells, goal.model, goal.batch, dtype)
-        return None if bound is None else round(bound / numbers["burst_ms"] / 1e3, 3)
+    us = digest.ours(cells, goal.model, goal.batch)
+    if goal.measure in us:
+        return us[goal.measure]
+    if goal.measure == goals.BOUND:
+        bound, _ = digest.composed_us(cells, goal.model, goal.batch)
+        return None if bound is None else round(bound / us["burst_ms"] / 1e3, 3)
     return digest.speed_ups(cells, goal.model, goal.batch).get(goal.measure)
 
 
+def verdict(goal: goals.Goal, value: float) -> str:
+    less = goal.measure.endswith("_ms")
+    met, dreamt = (value <= g if less else value >= g for g in (goal.goal, goal.dream))
+    return "dream reached" if dreamt else "goal met" if met else "MISSED"
+
+
 def _goals(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
-    if data["machine"]["device"] != "NVIDIA H200" and not data["machine"]["dry_run"]:
+    if data["machine"]["device"] != goals.DEVICE:
         return
-    for goal in goals.H200:
+    for goal in goals.GOALS:
         value = reached(cells, goal)
         if value is not None:
-            less = goal.measure.endswith("_ms")
-            met = [value <= g if less else value >= g for g in (goal.goal, goal.dream)]
-            verdict = "dream" if met[1] else "goal met" if met[0] else "MISSED"
-            yield f"{goal.model} batch {goal.batch} {goal.measure}: {value:g}, goal {goal.goal:g}, dream {goal.dream:g}: {verdict}"  # fmt: skip
+            wish = f"goal {goal.goal:g}, dream {goal.dream:g}: {verdict(goal, value)}"
+            yield f"{goal.model} batch {goal.batch} {goal.measure}: {value:g}, {wish}"
 
 
 def _kernels(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
@@ -117,6 +123,9 @@ def _candidates(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
         ((row["gain"], key, row) for key, row in cells.items() if "gain" in row),
         key=lambda g: -g[0],
     )
-    better = [f"{g:.2f} times the rule's speed at {key.removeprefix('candidates/')}: {row['best']}"
-              for g, key, row in gains if g > 1 + max(0.02, row["spread"])]  # fmt: skip
+    better = [
+        f"{gain:.2f} times the rule's speed at {key.removeprefix('candidates/')}: {row['best']}"
+        for gain, key, row in gains
+        if gain > 1 + max(0.02, row["spread"])
+    ]
     yield from _some("candidates that beat the rule", better)

@@ -37,16 +37,18 @@ def markdown(data: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{n} {machine[n]}" for n in ("driver", "torch", "triton", "transformers"))
     yield f"{machine['device']}, {versions}, {', '.join(dtypes)}, {dates[0]} to {dates[-1]}."
     yield ""
-    head = ["model", "batch", "images/s", "p50 ms", "p99 ms", "MFU", "error / allowed", *(f"× {r}" for r in rivals)]  # fmt: skip
+    own = ["model", "batch", "images/s", "p50 ms", "p99 ms", "MFU", "error / allowed"]
+    head = [*own, *(f"× {r}" for r in rivals)]
     yield _row(head)
     yield _row(["---"] * len(head))
     for model, batch in found:
-        _, ours = digest.best(cells, model, batch)
+        ours = digest.ours(cells, model, batch)
         mfu = f"{ours['tflops'] / peak:.0%}" if peak else "-"
-        error = f"{ours['error']:.2g} / {ours['allowed']:.2g}" if "error" in ours else "WRONG"
-        speeds = [f"{ratios[model, batch][r]:.2f}" if r in ratios[model, batch] else "-" for r in rivals]  # fmt: skip
-        name = {**MODELS, **TOYS}[model].name
-        yield _row([name, str(batch), f"{ours['images_s']:,.0f}", f"{ours['p50_ms']:.3f}", f"{ours['p99_ms']:.3f}", mfu, error, *speeds])  # fmt: skip
+        error = "WRONG" if ours["wrong"] else f"{ours['error']:.2g} / {ours['allowed']:.2g}"
+        times = [f"{ours['images_s']:,.0f}", *(f"{ours[p]:.3f}" for p in ("p50_ms", "p99_ms"))]
+        found_here = ratios[model, batch]
+        speeds = [f"{found_here[r]:.2f}" if r in found_here else "-" for r in rivals]
+        yield _row([{**MODELS, **TOYS}[model].name, str(batch), *times, mfu, error, *speeds])
 
 
 def _row(entries: list[str]) -> str:
