@@ -14,11 +14,14 @@ Two kernels:
 - flash (Dao et al. 2022, algorithm 1; the sum is divided out at the end as in Dao 2023): the tail
   of the keys in a chunk of its own width, then blocks of BLOCK_N with a running maximum.
 
+The rows that are left after the last whole tile of 64 queries, 5 of 197 and 1 of 257, are a tile of 16
+where they fit.
+
 A head dimension that is no power of two is covered by up to three parts, each a power of two: 72 =
 64 + 16 lanes with 8 masked, where padding to 128 would waste 44% of the matrix work.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -26,10 +29,11 @@ import triton
 from torch import Tensor
 
 from .attention_kernels import flash_kernel, one_pass_kernel
+from .dependent import options as dependent
 from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
 from .operators import check_tensor, refuse
-from .tuning import Gpu, cdiv, gpu_of
+from .tuning import Gpu, cdiv, dtype_name, gpu_of, tuned
 
 MAX_HEAD_DIM = 128
 _LOG2_E = 1.4426950408889634
@@ -49,6 +53,13 @@ class Config:
     num_warps: int
     num_stages: int
     widest: int = MAX_HEAD_DIM  # lanes of the head in one product
+    tail_m: int = 0  # rows of a head's last tile; 0: block_m
+    heads: int = 1  # heads that a program of the one-pass kernel takes, one after the other
+    blocks_per_sm: int = 2  # that are to share the 65536 registers of a multiprocessor
+
+    @property
+    def registers(self) -> int:
+        return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))
 
 
 _FLASH = (0, 0, 0)
@@ -77,10 +88,20 @@ def key_chunks(N: int) -> tuple[int, int, int]:
     return min(covers, key=lambda c: (sum(c), 3 - c.count(0)), default=_FLASH)
 
 
+def query_tail(Nq: int, block_m: int) -> int:
+    """Rows of the last tile where a small one holds what is left: 16 for the 1 of 257, the 5 of 197; 0: a tile like
+    the others.
+    """
+    left = Nq % block_m
+    return 0 if left == 0 or left > 32 or block_m <= 32 else 16 if left <= 16 else 32
+
+
 @lru_cache
-def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
+def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu, heads: int = 1) -> Config:
     """Small query tiles and few warps: two to four blocks share a multiprocessor, and the softmax
     of one overlaps the matrix products of another. Every choice compiles without spills. Pure.
+
+    `heads`: of all images together. Where a head is one small tile and there are many of them, a program takes two.
     """
     lanes = sum(head_parts(D))
     if itemsize == 4:
@@ -89,16 +110,47 @@ def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> Config:
             return Config(16, _FLASH, 16, 4, 2, widest=32)
         return Config(16, _FLASH, 32, 8, 1, widest=64)
     block_m = 16 if Nq <= 16 else 64
+    tail_m = query_tail(Nq, block_m)
     chunks = key_chunks(N)
     # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
     if D in (16, 32, 64) and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 128):
-        return Config(block_m, chunks, 64, 4, 1)
+        tiny = Nq <= 64 and N <= 64 and heads % 2 == 0 and heads >= 16 * gpu.sms
+        # 60 KB of shared memory for 208 keys, 76 for 272
+        together = 3 if sum(chunks) <= 208 else 2
+        return Config(block_m, chunks, 64, 4, 1, 64, tail_m, 2 if tiny else 1, together)
     if Nq <= 16 and lanes > 96:
         return Config(block_m, _FLASH, 32, 4, 2)
     if not gpu.bulk_copies and lanes >= 96:
         return Config(128 if Nq > 16 else 16, _FLASH, 32, 8 if Nq > 16 else 4, 3)
     stage = 2 * 64 * 2 * lanes  # bytes of 64 keys and 64 values
-    return Config(block_m, _FLASH, 64, 4, 3 if 3 * stage <= gpu.smem // 2 else 2)
+    stages = 3 if 3 * stage <= gpu.smem // 2 else 2
+    return Config(block_m, _FLASH, 64, 4, stages, tail_m=tail_m)
+
+
+def candidates(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> tuple[Config, ...]:
+    """What is worth measuring for this shape: the rule's choice, and what differs from it in one thing."""
+    rule = launch_config(Nq, N, D, itemsize, gpu)
+    choice = [rule]
+    if itemsize == 2 and Nq > 16:
+        choice.append(replace(rule, tail_m=0))
+        if gpu.bulk_copies:
+            tail = query_tail(Nq, 64)
+            choice += [Config(64, _FLASH, 64, 4, stages, tail_m=tail) for stages in (2, 3)]
+            choice += [Config(64, _FLASH, 128, 4, 2, tail_m=tail)] if D <= 64 else []
+            choice += [Config(128, _FLASH, 128, 8, 2)] if D <= 64 else []
+            choice += [Config(128, _FLASH, 64, 8, 3)] if D <= 80 else []
+        if rule.chunks[0] and N <= 64 and Nq <= 64:
+            choice += [replace(rule, heads=2), replace(rule, heads=4)]
+    return tuple(dict.fromkeys(choice))
+
+
+@lru_cache
+def config_for(B: int, H: int, Nq: int, N: int, D: int, dtype: torch.dtype, gpu: Gpu) -> Config:
+    """The measured configuration of this shape on this GPU, else the rule's."""
+    found = tuned(gpu, "attention", B=B, H=H, Nq=Nq, N=N, D=D, dtype=dtype_name(dtype))
+    c = Config(**found) if found else launch_config(Nq, N, D, dtype.itemsize, gpu, B * H)
+    # the heads of an image are shared out evenly
+    return c if H % c.heads == 0 else replace(c, heads=1)
 
 
 def launch(
@@ -137,22 +189,25 @@ def launch(
     if max(Nq, N) * max(q.stride(1), k.stride(1), v.stride(1)) >= 2**31:
         refuse("attention", f"an image of {max(Nq, N)} tokens spans over 2^31 values")
     gpu = gpu or gpu_of(q.device)
-    c = config or launch_config(Nq, N, D, q.element_size(), gpu)
-    grid = (cdiv(Nq, c.block_m) * B * H,)
+    c = config or config_for(B, H, Nq, N, D, q.dtype, gpu)
+    if H % c.heads:
+        refuse("attention", f"{c.heads} heads a program do not share out {H} heads")
+    grid = (cdiv(Nq, c.block_m) * B * H // c.heads,)
     strides = [t.stride(i) for i in (0, 1, 2) for t in (q, k, v)]
     args = (q, k, v, o, Nq, N, H, scale * _LOG2_E, *strides)
     options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)
+    options |= dict(D=D, BLOCK_M=c.block_m, TAIL_M=c.tail_m, **dependent(gpu))
     if gpu.bulk_copies and q.element_size() == 2:
-        # every register that there is: left to itself ptxas for sm_100 aims lower, and spills
-        options["maxnreg"] = 255
+        # left to itself ptxas for sm_90 takes 206, which is one block less, and for sm_100 too few, and spills
+        options["maxnreg"] = c.registers
     if c.chunks[0]:
         C0, C1, C2 = c.chunks
-        one_pass_kernel[grid](*args, D=D, BLOCK_M=c.block_m, C0=C0, C1=C1, C2=C2, **options)
+        one_pass_kernel[grid](*args, HEADS=c.heads, C0=C0, C1=C1, C2=C2, **options)
     else:
         W0, W1, W2 = head_parts(D, c.widest)
         tail = N % c.block_n
         flash_kernel[grid](
-            *args, D=D, W0=W0, W1=W1, W2=W2, BLOCK_M=c.block_m, BLOCK_N=c.block_n,
+            *args, W0=W0, W1=W1, W2=W2, BLOCK_N=c.block_n,
             TAIL_N=max(16, triton.next_power_of_2(tail)) if tail else 0,
             PRECISION=fp32_precision(), **options,
         )  # fmt: skip

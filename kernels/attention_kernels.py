@@ -1,11 +1,15 @@
 """The two attention kernels; attention.py says what they compute, and which of them when.
 
-Both take one tile of queries of one head: q_ptr, k_ptr, v_ptr [B, N, H, D] by stride, lanes
-contiguous, and o_ptr [B, Nq, H, D], contiguous. Lanes past D and rows past N are loaded as zeros.
+A program takes one tile of queries, of one head or of HEADS heads one after the other: q_ptr, k_ptr, v_ptr
+[B, N, H, D] by stride, lanes contiguous, and o_ptr [B, Nq, H, D], contiguous. Lanes past D and rows past N
+are loaded as zeros. The last tile of a head, where few of its rows are left, is TAIL_M rows high instead
+of BLOCK_M; 0: it is like the others.
 """
 
 import triton
 import triton.language as tl
+
+from .dependent import wait
 
 
 @triton.jit
@@ -44,34 +48,24 @@ def _store_lanes(
 
 
 @triton.jit
-def _tile(Nq, H, BLOCK_M: tl.constexpr):
-    """This program's image, head and query rows; the tiles of one head run side by side."""
+def _tile(Nq, H, BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr, HEADS: tl.constexpr):
+    """This program's image, first head, first query row, and whether its tile is TAIL_M rows high.
+
+    The tiles of one head run side by side.
+    """
     tiles = tl.cdiv(Nq, BLOCK_M)
-    bh = tl.program_id(0) // tiles
-    offs_m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    return (bh // H).to(tl.int64), bh % H, offs_m
+    group = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    groups = H // HEADS
+    last = (TAIL_M > 0) & (tile == tiles - 1)
+    return (group // groups).to(tl.int64), group % groups * HEADS, tile * BLOCK_M, last
 
 
 @triton.jit
-def one_pass_kernel(
-    q_ptr,  # [B, Nq, H, D] by stride, lanes contiguous
-    k_ptr,  # [B, N, H, D] by stride, lanes contiguous
-    v_ptr,  # the same
-    o_ptr,  # [B, Nq, H, D], contiguous
-    Nq, N, H, qk_scale,
-    stride_qb, stride_kb, stride_vb,
-    stride_qn, stride_kn, stride_vn,
-    # constants, so that the compiler sees how heads are aligned
-    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
+def _one_pass_tile(
+    q_ptr, k_ptr, v_ptr, o_ptr, offs_m, Nq, N, H, qk_scale, stride_qn, stride_kn, stride_vn,
+    D: tl.constexpr, C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
 ):  # fmt: skip
-    b, h, offs_m = _tile(Nq, H, BLOCK_M)
-    q_ptr += b * stride_qb + h * stride_qh
-    k_ptr += b * stride_kb + h * stride_kh
-    v_ptr += b * stride_vb + h * stride_vh
-    o_ptr += (b * Nq * H + h) * D
     # every load is issued before the first product waits for one
     n0 = tl.arange(0, C0)
     q = _lanes(q_ptr, offs_m, stride_qn, Nq, D, 0, D, True)
@@ -117,6 +111,41 @@ def one_pass_kernel(
 
 
 @triton.jit
+def one_pass_kernel(
+    q_ptr,  # [B, Nq, H, D] by stride, lanes contiguous
+    k_ptr,  # [B, N, H, D] by stride, lanes contiguous
+    v_ptr,  # the same
+    o_ptr,  # [B, Nq, H, D], contiguous
+    Nq, N, H, qk_scale,
+    stride_qb, stride_kb, stride_vb,
+    stride_qn, stride_kn, stride_vn,
+    # constants, so that the compiler sees how heads are aligned
+    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr, HEADS: tl.constexpr,
+    C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait(PDL)
+    b, first, row, last = _tile(Nq, H, BLOCK_M, TAIL_M, HEADS)
+    for h in tl.range(first, first + HEADS):
+        q = q_ptr + b * stride_qb + h * stride_qh
+        k = k_ptr + b * stride_kb + h * stride_kh
+        v = v_ptr + b * stride_vb + h * stride_vh
+        o = o_ptr + (b * Nq * H + h) * D
+        if last:
+            # never compiled for TAIL_M = 0, where it would be a tile of no rows
+            _one_pass_tile(
+                q, k, v, o, row + tl.arange(0, TAIL_M if TAIL_M > 0 else BLOCK_M), Nq, N, H, qk_scale,
+                stride_qn, stride_kn, stride_vn, D, C0, C1, C2,
+            )  # fmt: skip
+        else:
+            _one_pass_tile(
+                q, k, v, o, row + tl.arange(0, BLOCK_M), Nq, N, H, qk_scale,
+                stride_qn, stride_kn, stride_vn, D, C0, C1, C2,
+            )  # fmt: skip
+
+
+@triton.jit
 def _flash_step(
     q0, q1, q2, m_i, l_i, o0, o1, o2, k_ptr, v_ptr, offs_n, stride_kn, stride_vn, N, qk_scale,
     D: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
@@ -149,21 +178,12 @@ def _flash_step(
 
 
 @triton.jit
-def flash_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr,  # as in one_pass_kernel
-    Nq, N, H, qk_scale,
-    stride_qb, stride_kb, stride_vb,
-    stride_qn, stride_kn, stride_vn,
-    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
+def _flash_tile(
+    q_ptr, k_ptr, v_ptr, o_ptr, offs_m, Nq, N, H, qk_scale, stride_qn, stride_kn, stride_vn,
     D: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    b, h, offs_m = _tile(Nq, H, BLOCK_M)
-    q_ptr += b * stride_qb + h * stride_qh
-    k_ptr += b * stride_kb + h * stride_kh
-    v_ptr += b * stride_vb + h * stride_vh
-    o_ptr += (b * Nq * H + h) * D
+    BLOCK_M: tl.constexpr = offs_m.shape[0]
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     q0 = _lanes(q_ptr, offs_m, stride_qn, Nq, D, 0, W0, True)
@@ -193,3 +213,32 @@ def flash_kernel(
         _store_lanes(o_ptr, offs_m, H * D, Nq, o1 / l_i[:, None], D, W0, W1)
     if W2 > 0:
         _store_lanes(o_ptr, offs_m, H * D, Nq, o2 / l_i[:, None], D, W0 + W1, W2)
+
+
+@triton.jit
+def flash_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr,  # as in one_pass_kernel
+    Nq, N, H, qk_scale,
+    stride_qb, stride_kb, stride_vb,
+    stride_qn, stride_kn, stride_vn,
+    stride_qh: tl.constexpr, stride_kh: tl.constexpr, stride_vh: tl.constexpr,
+    D: tl.constexpr, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr,
+    BLOCK_M: tl.constexpr, TAIL_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    wait(PDL)
+    b, h, row, last = _tile(Nq, H, BLOCK_M, TAIL_M, 1)
+    q_ptr += b * stride_qb + h * stride_qh
+    k_ptr += b * stride_kb + h * stride_kh
+    v_ptr += b * stride_vb + h * stride_vh
+    o_ptr += (b * Nq * H + h) * D
+    if last:
+        _flash_tile(
+            q_ptr, k_ptr, v_ptr, o_ptr, row + tl.arange(0, TAIL_M if TAIL_M > 0 else BLOCK_M), Nq, N, H, qk_scale,
+            stride_qn, stride_kn, stride_vn, D, W0, W1, W2, BLOCK_N, TAIL_N, PRECISION,
+        )  # fmt: skip
+    else:
+        _flash_tile(
+            q_ptr, k_ptr, v_ptr, o_ptr, row + tl.arange(0, BLOCK_M), Nq, N, H, qk_scale,
+            stride_qn, stride_kn, stride_vn, D, W0, W1, W2, BLOCK_N, TAIL_N, PRECISION,
+        )  # fmt: skip

@@ -3,6 +3,8 @@
 folding.py has the maths. A block is then five launches: qkv, attention, proj, fc1, fc2.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,9 @@ def _own_tile(x: Tensor, weight: Tensor, epilogue: str, gpu: Gpu, *others: Tenso
     c = config_for(len(x2), len(w), x2.shape[1], x.dtype, epilogue, descriptors, aligned, gpu)
     if c.library:
         c = config_for(len(x2), len(w), x2.shape[1], x.dtype, "", descriptors, aligned, gpu)
-    return c
+    # on sm_100 statistics take more registers than two such blocks have
+    crowded = c.blocks_per_sm > 1 and c.block_m == 128 and gpu.arch // 10 == 10
+    return replace(c, blocks_per_sm=1) if crowded else c
 
 
 def launch_statistics(

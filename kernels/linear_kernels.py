@@ -36,32 +36,35 @@ def _epilogue(
 
 
 @triton.jit
-def _store_slice(
-    acc, y_desc, residual_desc, row, col, M, N, K,
-    bias_ptr, scale_ptr, x_stats_ptr, column_sums_ptr, y_stats_ptr, eps,
-    ACTIVATION: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-):  # fmt: skip
-    offs_m = row + tl.arange(0, acc.shape[0])
-    offs_n = col + tl.arange(0, acc.shape[1])
-    y = _epilogue(
-        acc, offs_m, offs_n, M, N, K, bias_ptr, scale_ptr, x_stats_ptr, column_sums_ptr, eps,
-        ACTIVATION, PARTS, PART,
-    )  # fmt: skip
-    if residual_desc is not None:
-        y += residual_desc.load([row, col]).to(tl.float32)
-    y = y.to(y_desc.dtype)
-    y_desc.store([row, col], y)
-    if y_stats_ptr is not None:
-        store_parts(y_stats_ptr, y, offs_m, col, M, N, PART)
-
-
-@triton.jit
 def _store_partial(acc, y_ptr, row, col, M, N):
-    offs_m = row.to(tl.int64) + tl.arange(0, acc.shape[0])
+    offs_m = row + tl.arange(0, acc.shape[0])
     offs_n = col + tl.arange(0, acc.shape[1])
     y_ptr += tl.program_id(1).to(tl.int64) * M * N
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    tl.store(y_ptr + offs_m[:, None] * N + offs_n[None, :], acc, mask=mask)
+    tl.store(y_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :], acc, mask=mask)
+
+
+@triton.jit
+def _store_slice(
+    acc, y_desc, residual_desc, row, col, M, N, K,
+    bias_ptr, scale_ptr, x_stats_ptr, column_sums_ptr, y_stats_ptr, partial_ptr, eps,
+    ACTIVATION: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    if partial_ptr is not None:
+        _store_partial(acc, partial_ptr, row, col, M, N)
+    else:
+        offs_m = row + tl.arange(0, acc.shape[0])
+        offs_n = col + tl.arange(0, acc.shape[1])
+        y = _epilogue(
+            acc, offs_m, offs_n, M, N, K, bias_ptr, scale_ptr, x_stats_ptr, column_sums_ptr, eps,
+            ACTIVATION, PARTS, PART,
+        )  # fmt: skip
+        if residual_desc is not None:
+            y += residual_desc.load([row, col]).to(tl.float32)
+        y = y.to(y_desc.dtype)
+        y_desc.store([row, col], y)
+        if y_stats_ptr is not None:
+            store_parts(y_stats_ptr, y, offs_m, col, M, N, PART)
 
 
 @triton.jit
@@ -93,23 +96,21 @@ def linear_descriptor_kernel(
         for k in range(k_first, k_last, BLOCK_K):
             # boxes that reach past M, N or K arrive with zeros
             acc = tl.dot(x_desc.load([row, k]), w_desc.load([col, k]).T, acc)
-        if partial_ptr is not None:
-            _store_partial(acc, partial_ptr, row, col, M, N)
-        elif SLICES == 1:
+        if SLICES == 1:
             _store_slice(
                 acc, y_desc, residual_desc, row, col, M, N, K, bias_ptr, scale_ptr,
-                x_stats_ptr, column_sums_ptr, y_stats_ptr, eps, ACTIVATION, PARTS, PART,
+                x_stats_ptr, column_sums_ptr, y_stats_ptr, partial_ptr, eps, ACTIVATION, PARTS, PART,
             )  # fmt: skip
         else:
             halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
             left, right = tl.split(halves)
             _store_slice(
                 left, y_desc, residual_desc, row, col, M, N, K, bias_ptr, scale_ptr,
-                x_stats_ptr, column_sums_ptr, y_stats_ptr, eps, ACTIVATION, PARTS, PART,
+                x_stats_ptr, column_sums_ptr, y_stats_ptr, partial_ptr, eps, ACTIVATION, PARTS, PART,
             )  # fmt: skip
             _store_slice(
                 right, y_desc, residual_desc, row, col + BLOCK_N // 2, M, N, K, bias_ptr, scale_ptr,
-                x_stats_ptr, column_sums_ptr, y_stats_ptr, eps, ACTIVATION, PARTS, PART,
+                x_stats_ptr, column_sums_ptr, y_stats_ptr, partial_ptr, eps, ACTIVATION, PARTS, PART,
             )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ _DESCRIPTOR_TILES = (
 _POINTER_TILES = (
     Config(128, 128, 64, 8, 3),
     Config(64, 128, 64, 8, 3),
-    Config(64, 64, 64, 4, 4, blocks_per_sm=2),
+    Config(64, 64, 64, 4, 4),
 )
 _FP32_TILES = (Config(64, 64, 32, 4, 3), Config(32, 64, 32, 4, 3))
 
@@ -62,6 +62,7 @@ _SPLITS = (1, 2, 3, 4, 6, 8)
 _MATRIX = {8: 1024, 9: 2048, 10: 4096}
 _MATRIX_CONSUMER = 512  # sm_86, sm_89, sm_120
 _FP32 = 128
+_SUSTAINED = 0.8  # of that rate: 788 of 989 TFLOP/s on an H200 (benchmarks/LOG.md)
 _PORT = 64  # bytes a clock into one multiprocessor
 _L2 = 40  # bytes a clock, an even share of what the L2 cache gives
 _LATENCY = 800  # clocks from a load to its data
@@ -79,6 +80,7 @@ def clocks(c: Config, M: int, N: int, K: int, itemsize: int, gpu: Gpu) -> float:
     else:
         consumer = gpu.arch in (86, 89)
         matrix = _MATRIX_CONSUMER if consumer else _MATRIX.get(gpu.arch // 10, _MATRIX_CONSUMER)
+    matrix *= _SUSTAINED
     count = cdiv(M, c.block_m) * cdiv(N, c.block_n) * c.splits
     steps = cdiv(cdiv(K, c.splits), c.block_k)
     a_round = cdiv(count, gpu.sms)

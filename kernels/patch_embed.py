@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import options as dependent
+from .dependent import wait
 from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
 from .operators import check_tensor, refuse
@@ -76,8 +78,9 @@ def _patch_embed_kernel(
     stride_xb, stride_xc, stride_xh, stride_xw,
     K: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
     UINT8: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    wait(PDL)
     tiles_n = tl.cdiv(D, BLOCK_N)
     pid_m = tl.program_id(0) // tiles_n
     offs_n = (tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -185,7 +188,8 @@ def launch(
     )
     _patch_embed_kernel[(tiles_m * cdiv(D, config["BLOCK_N"]),)](
         pixels, weight, bias, prefix if R else None, pos, y, B, GH, GW, D, *pixels.stride(),
-        K=K, P=patch, R=R, UINT8=uint8, PRECISION=fp32_precision(), **config, **COMPILE_OPTIONS,
+        K=K, P=patch, R=R, UINT8=uint8, PRECISION=fp32_precision(),
+        **config, **dependent(gpu), **COMPILE_OPTIONS,
     )  # fmt: skip
     return y
 

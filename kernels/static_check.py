@@ -33,6 +33,9 @@ from .static_launches import launches
 from .tuning import KNOWN
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block's
+# no matrix products in them
+_ROWS = ("_layer_norm_kernel", "_row_statistics_kernel", "_sum_norm_kernel", "epilogue_kernel")
 _SHOWN = re.compile(r"BLOCK_|SLICES|C\d$|W\d$|TAIL_N|^[DPK]$|UINT8|ACTIVATION")
 
 
@@ -51,10 +54,11 @@ class Compiled:
     matrix: str  # the matrix instruction, or "none"
     bulk_copies: int
     serialised: str  # ptxas' words, or ""
+    together: int = 1  # blocks that a multiprocessor is to hold, by the bound on registers
 
     def faults(self) -> list[str]:
         """What keeps this kernel from shipping; empty is good."""
-        half = self.dtype != "fp32" and self.kernel != "_layer_norm_kernel"
+        half = self.dtype != "fp32" and self.kernel not in _ROWS
         block_m = re.search(r"BLOCK_M=(\d+)", self.config)
         # wgmma and tcgen05 need 64 rows; smaller tiles go through mma.sync
         wide = half and int(block_m[1]) >= 64 and KNOWN[self.arch].bulk_copies
@@ -65,6 +69,9 @@ class Compiled:
             "is off the matrix unit": half and self.matrix == "none",
             "rounds fp32 to TF32": self.dtype == "fp32" and self.matrix != "none",
             f"uses {self.matrix} for a wide tile": wide and self.matrix == "mma.sync",
+            f"takes too much shared memory for {self.together} blocks a multiprocessor": self.together
+            * (self.smem_bytes + _RESERVED)
+            > self.smem_limit + _RESERVED,
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
         }
         return [fault for fault, there in found.items() if there]
@@ -89,7 +96,7 @@ class _Driver:
 
     def __init__(self, arch: int):
         self.arch = arch
-        self.source = None
+        self.sources = []
 
     def get_current_device(self) -> int:
         return 0
@@ -101,7 +108,7 @@ class _Driver:
         return GPUTarget("cuda", self.arch, 32)
 
     def launcher_cls(self, source, metadata) -> Callable:
-        self.source = source
+        self.sources.append(source)
         return lambda *args: None
 
 
@@ -145,6 +152,7 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
         smem_limit=gpu.smem,
         matrix=matrix.removesuffix(".mma_async"),
         bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
+        together=max(1, 65536 // (32 * metadata["num_warps"] * (metadata["maxnreg"] or 65536))),
         serialised=_serialised(by_suffix[".ptx"], gpu.arch) if matrix == "wgmma.mma_async" else "",
     )
 
@@ -166,8 +174,10 @@ def compile_all(arch: str, everything: bool, only: str = "") -> Iterator[Compile
     for launch, dtype, call in launches(KNOWN[arch], everything):
         if only in launch:
             call()
-        while built:
-            yield _read(driver.source, built.pop(), launch, dtype, arch)
+        for source, files in zip(driver.sources, built, strict=True):
+            yield _read(source, files, launch, dtype, arch)
+        driver.sources.clear()
+        built.clear()
 
 
 def run(arch: str, everything: bool = False, only: str = "") -> Iterator[Compiled]:

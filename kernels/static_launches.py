@@ -1,132 +1,155 @@
 """What ships, as launches on meta tensors: the shapes that static_check.py compiles."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
-from . import attention, layer_norm, linear, patch_embed
+from ..workload import MODELS, Model
+from . import (
+    attention,
+    folding,
+    layer_norm,
+    linear,
+    linear_folded,
+    linear_norm,
+    linear_tiles,
+    patch_embed,
+)
 from .activations import NAMES
 from .tuning import Gpu
 
-
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    image: int
-    patch: int
-    dim: int
-    heads: int
-    mlp: int
-    activation: str
-    prefix: int = 1
-
-    @property
-    def patches(self) -> int:
-        return (self.image // self.patch) ** 2
+MAIN = ("vit-b-16", "vit-l-16", "so400m-14-384")
 
 
-MAIN = (
-    Shape("ViT-B/16-224", 224, 16, 768, 12, 3072, "gelu"),
-    Shape("ViT-L/16-224", 224, 16, 1024, 16, 4096, "gelu"),
-    Shape("so400m/14-384", 378, 14, 1152, 16, 4304, "gelu_tanh", prefix=0),
-)
-MORE = (
-    Shape("ViT-S/8-224", 224, 8, 384, 6, 1536, "gelu"),
-    Shape("CLIP-B/32-224", 224, 32, 768, 12, 3072, "quick_gelu"),
-    Shape("CLIP-L/14-336", 336, 14, 1024, 16, 4096, "quick_gelu"),
-    Shape("ViT-H/14-224", 224, 14, 1280, 16, 5120, "gelu"),
-    Shape("ViT-g/14-224", 224, 14, 1408, 16, 6144, "gelu"),
-    Shape("giant/16-384", 384, 16, 1536, 16, 6144, "gelu_tanh", prefix=0),
-    Shape("bigG/14-224", 224, 14, 1664, 16, 8192, "gelu"),
-    Shape("7B/16-512", 512, 16, 4096, 32, 8192, "silu"),
-)
+def _t(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _model(s: Shape, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
+def _model(m: Model, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
     """Each launch of one model as (name, call); those of a last block for the class token too."""
-    N = s.prefix + s.patches
+    N, D = m.tokens, m.dim
 
     def t(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return _t(*shape, dtype=dtype)
 
-    def gemm(x: torch.Tensor, n: int, activation: str | None = None, residual=None) -> Callable:
-        k = x.shape[-1]
-        return lambda: linear.launch(x, t(n, k), t(n), activation, None, residual, gpu=gpu)
+    def gemm(x: torch.Tensor, n: int, activation: str | None = None) -> Callable:
+        return lambda: linear.launch(x, t(n, x.shape[-1]), t(n), activation, gpu=gpu)
 
-    def norm(x: torch.Tensor) -> Callable:
-        return lambda: layer_norm.launch(x, t(s.dim), t(s.dim), 1e-6)
+    def add_and_norm(x: torch.Tensor, residual: torch.Tensor) -> Callable:
+        args = x, t(D, x.shape[-1]), t(D), None, residual, t(D), t(D), 1e-6
+        return lambda: linear_norm.launch(*args, gpu=gpu)
 
     for pixels in (torch.uint8, dtype):
-        x = t(batch, 3, s.image, s.image, dtype=pixels)
-        w, b, pos = t(s.dim, 3 * s.patch**2), t(s.dim, dtype=torch.float32), t(s.patches, s.dim)
-        prefix = t(s.prefix, s.dim) if s.prefix else None
-        args = (x, w, b, prefix, pos, s.patch)
+        x = t(batch, 3, m.image, m.image, dtype=pixels)
+        w, b, pos = t(D, 3 * m.patch**2), t(D, dtype=torch.float32), t(m.patches, D)
+        args = (x, w, b, t(m.prefix, D) if m.prefix else None, pos, m.patch)
         yield f"patch_embed {str(pixels)[6:]}", lambda a=args: patch_embed.launch(*a, gpu=gpu)
 
-    q, k, v = t(batch, N, 3, s.heads, s.dim // s.heads).unbind(2)
-    whole = t(batch, N, s.dim)
+    q, k, v = t(batch, N, 3, m.heads, m.head_dim).unbind(2)
+    whole = t(batch, N, D)
+    yield "layer_norm", lambda: layer_norm.launch(whole, t(D), t(D), 1e-6, gpu=gpu)
     for rows, of in ((whole, ""), (whole[:, :1], " of the class token")):
         fresh = t(*rows.shape)
-        yield f"layer_norm{of}", norm(rows)
-        yield f"qkv{of}", gemm(rows, s.dim if of else 3 * s.dim)
+        yield f"qkv{of}", gemm(rows, D if of else 3 * D)
         queries = q[:, : rows.shape[1]]
         yield f"attention{of}", lambda q=queries: attention.launch(q, k, v, 1.0, gpu=gpu)
-        yield f"proj{of}", gemm(fresh, s.dim, residual=rows)
-        yield f"fc1{of}", gemm(fresh, s.mlp, s.activation)
-        yield f"fc2{of}", gemm(t(*rows.shape[:2], s.mlp), s.dim, residual=fresh)
+        yield f"proj{of}", add_and_norm(fresh, rows)
+        yield f"fc1{of}", gemm(fresh, m.mlp, m.activation)
+        yield f"fc2{of}", add_and_norm(t(*rows.shape[:2], m.mlp), fresh)
+    if dtype != torch.float32:
+        yield from _folded(m, whole, t(*whole.shape[:2], m.mlp), gpu)
+
+
+def _folded(
+    m: Model, x: torch.Tensor, hidden: torch.Tensor, gpu: Gpu
+) -> Iterator[tuple[str, Callable]]:
+    """The launches of a block whose LayerNorms are folded."""
+    D, dtype = m.dim, x.dtype
+    stats = folding._fake(x)
+
+    def reads(n: int, activation: str | None) -> Callable:
+        w, sums = _t(n, D, dtype=dtype), _t(n, dtype=torch.float32)
+        args = x, stats, w, sums, sums, 1e-6, activation
+        return lambda: linear_folded.launch_folded(*args, gpu=gpu)
+
+    def writes(h: torch.Tensor) -> Callable:
+        args = h, _t(D, h.shape[-1], dtype=dtype), _t(D, dtype=dtype), None, x
+        return lambda: linear_folded.launch_statistics(*args, gpu=gpu)
+
+    yield "row_statistics", lambda: folding.launch(x, gpu=gpu)
+    yield "qkv, norm folded", reads(3 * D, None)
+    yield "proj with statistics", writes(x)
+    yield "fc1, norm folded", reads(m.mlp, m.activation)
+    yield "fc2 with statistics", writes(hidden)
 
 
 def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Every tile of `linear` with every epilogue."""
+    """Every tile of `linear` with every epilogue, with statistics, and with partial sums."""
 
     def t(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return _t(*shape, dtype=dtype)
 
     for M in (50, 1000, 50000):
         for residual in (None, t(M, 768)):
             # rows that are not 16-byte aligned, a K with a tail: pointers on every GPU
-            yield (
-                "linear, odd K",
-                lambda m=M, r=residual: linear.launch(
-                    t(m, 1001), t(768, 1001), t(768).float(), "gelu", None, r, gpu=gpu
-                ),
-            )
+            args = t(M, 1001), t(768, 1001), t(768).float(), "gelu", None, residual
+            yield "linear, odd K", lambda a=args: linear.launch(*a, gpu=gpu)
     descriptors = gpu.bulk_copies and dtype != torch.float32
-    for config in linear.tiles(dtype.itemsize, descriptors):
+    x, w, b, y = t(1024, 1024), t(768, 1024), t(768), t(1024, 768)
+    for c in linear_tiles.candidates(1024, 768, 1024, dtype.itemsize, descriptors, gpu):
         for activation in (None, *NAMES):
-            for residual in (None, t(1024, 768)):
-                for scale in (None, t(768)):
-                    yield (
-                        "linear",
-                        lambda c=config, a=activation, s=scale, r=residual: linear.launch(
-                            t(1024, 1024), t(768, 1024), t(768), a, s, r, gpu=gpu, config=c
-                        ),
-                    )
+            for residual in (None, y):
+                for scale in (None, b):
+                    args = x, w, b, activation, scale, residual
+                    yield "linear", lambda a=args, c=c: linear.launch(*a, gpu=gpu, config=c)
+        if not c.library:
+            args, split = (x, w, b, None, y, b, b, 1e-6), replace(c, splits=2)
+            yield "linear_norm", lambda a=args, c=split: linear_norm.launch(*a, gpu=gpu, config=c)
+        if not c.library and dtype != torch.float32:
+            yield from _folded_tile(x, w, b, y, gpu, c)
 
 
-def _tails(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Attention with tails of every width, for every head_dim."""
+def _folded_tile(x, w, b, y, gpu: Gpu, c: linear_tiles.Config) -> Iterator[tuple[str, Callable]]:
+    for activation in (None, *NAMES):
+        args = x, folding._fake(x), w, b.float(), b.float(), 1e-6, activation
+        yield "linear_folded", lambda a=args: linear_folded.launch_folded(*a, gpu=gpu, config=c)
+    for scale in (None, b):
+        args = x, w, b, scale, y
+        yield (
+            "linear_statistics",
+            lambda a=args: linear_folded.launch_statistics(*a, gpu=gpu, config=c),
+        )
+
+
+def _attention(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
+    """Attention with tails of every width, for every head_dim, in every configuration worth measuring."""
     for D in (32, 64, 72, 80, 88, 96, 104, 128):
-        for N in (50, 197, 257, 729, 1370):
-            q, k, v = torch.empty((2, N, 3, 16, D), dtype=dtype, device="meta").unbind(2)
-            yield (
-                f"attention of {N} tokens",
-                lambda q=q, k=k, v=v: attention.launch(q, k, v, 1.0, gpu=gpu),
-            )
+        for N in (50, 196, 197, 257, 577, 729, 1370):
+            q, k, v = _t(2, N, 3, 16, D, dtype=dtype).unbind(2)
+            for c in attention.candidates(N, N, D, dtype.itemsize, gpu):
+                yield (
+                    f"attention of {N} tokens",
+                    lambda q=q, k=k, v=v, c=c: attention.launch(q, k, v, 1.0, gpu=gpu, config=c),
+                )
 
 
 def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
-    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, or all models,
-    tiles and dtypes.
+    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, and once more with dependent
+    launches and what was measured on GPUs of this kind; or all models, tiles and dtypes.
     """
     dtypes = (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16,)
     for dtype in dtypes:
-        for shape in MAIN + MORE if everything else MAIN:
+        for name in MODELS if everything else MAIN:
+            m = MODELS[name]
             for batch in (64, 1):
-                for name, call in _model(shape, batch, dtype, gpu):
+                for launch, call in _model(m, batch, dtype, gpu):
                     suffix = "" if dtype == torch.bfloat16 else f" in {str(dtype)[6:]}"
-                    yield f"{shape.name} batch {batch} {name}{suffix}", dtype, call
+                    yield f"{m.name} batch {batch} {launch}{suffix}", dtype, call
         if everything:
-            for name, call in (*_tiles(dtype, gpu), *_tails(dtype, gpu)):
-                yield name, dtype, call
+            for launch, call in (*_tiles(dtype, gpu), *_attention(dtype, gpu)):
+                yield launch, dtype, call
+    if gpu.arch >= 90:
+        m = MODELS[MAIN[0]]
+        for launch, call in _model(m, 1, torch.bfloat16, replace(gpu, pdl=True)):
+            yield f"{m.name} batch 1 {launch}, dependent", torch.bfloat16, call

@@ -32,7 +32,7 @@ def test_no_spills_within_memory_on_the_matrix_unit(arch, only, most):
     assert any("linear" in n for n in names) and names & {"flash_kernel", "one_pass_kernel"}
     if arch == "sm_90":
         assert {c.matrix for c in found} == {"wgmma", "mma.sync", "none"}
-        assert all(c.bulk_copies for c in found if c.kernel == "_linear_descriptor_kernel")
+        assert all(c.bulk_copies for c in found if c.kernel == "linear_descriptor_kernel")
     if arch == "sm_100":
         assert "tcgen05.mma" in {c.matrix for c in found}
 
@@ -54,7 +54,7 @@ def test_fp32_stays_off_the_matrix_unit(launch):
 
 
 GOOD = static_check.Compiled(
-    "sm_90", "3.9.0", "fc1", "_linear_descriptor_kernel", "BLOCK_M=128 BLOCK_N=128", "bf16",
+    "sm_90", "3.9.0", "fc1", "linear_descriptor_kernel", "BLOCK_M=128 BLOCK_N=128", "bf16",
     128, 0, 115 << 10, 227 << 10, "wgmma", 8, "",
 )  # fmt: skip
 
