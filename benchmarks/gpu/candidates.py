@@ -68,7 +68,7 @@ def timed(
 
 def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     dtype = setting.dtypes[0]
-    for order, name, operation in shapes(setting):
+    for order, name, operation, _, _ in shapes(setting):
         choices: dict[str, tuple[str, Any]] = {}
         op, shape, rank = operation.op, operation.shape, 2.7 + order
         found = [(configs.words(c), c, 60.0) for c in configs.of(op, shape, dtype, gpu)]

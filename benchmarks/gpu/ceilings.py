@@ -1,7 +1,7 @@
 """What the vendor's libraries and the machine itself reach: nothing of ours is in these rows."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,7 +28,7 @@ def rates(operation: Operation, us: dict[str, float]) -> dict[str, Any]:
         "spread": spread(us),
         "best_tflops": round(operation.flops / us[best] / 1e6, 2),
         "best_gbps": round(operation.bytes / us[best] / 1e3, 1),
-        "op": operation.op,
+        "kernel": operation.op,
         "shape": dict(operation.shape),
         "state": "cold",
     }
@@ -92,8 +92,18 @@ def launch_gap(setting: Setting) -> dict[str, Any]:
     return {"us": us, "spread": spread(us), "says": f"{us['in a graph']} us a launch in a graph"}
 
 
-def shapes(setting: Setting) -> Iterator[tuple[int, str, Operation]]:
-    """(order, label in the main dtype, operation): each shape of the timed models once, where it is first needed."""
+class Need(NamedTuple):
+    """A shape, where it is first needed; name: its label in the main dtype."""
+
+    order: int
+    name: str
+    operation: Operation
+    model: str
+    batch: int
+
+
+def shapes(setting: Setting) -> Iterator[Need]:
+    """Each shape of the timed models once."""
     seen = set()
     for group in setting.groups:
         for batch in group.batches:
@@ -101,7 +111,7 @@ def shapes(setting: Setting) -> Iterator[tuple[int, str, Operation]]:
                 name = label(operation, setting.dtypes[0])
                 if name not in seen:
                     seen.add(name)
-                    yield group.order, name, operation
+                    yield Need(group.order, name, operation, group.model, batch)
 
 
 def _with_norms(forward: Iterable[Operation]) -> Iterator[Operation]:
@@ -128,9 +138,9 @@ def cells(setting: Setting) -> Iterator[Cell]:
     machine[f"gemm {setting.gemm} {dtype}"] = (gemm, dict(dtype=dtype))
     for name, (run, params) in machine.items():
         yield Cell("ceilings", name, run, params, 0.2, vendor=True)
-    for order, _, operation in shapes(setting):
-        name = bare(operation, dtype)
+    for need in shapes(setting):
+        operation, name = need.operation, bare(need.operation, dtype)
         if operation.op in ("linear", "attention") and name not in seen:
             seen.add(name)
             params = dict(operation=operation, dtype=dtype)
-            yield Cell("ceilings", name, operation_us, params, 2.0 + order, vendor=True)
+            yield Cell("ceilings", name, operation_us, params, 2.0 + need.order, vendor=True)

@@ -28,8 +28,6 @@ def of(op: str, shape: Mapping[str, Any], dtype: str, gpu: Gpu) -> tuple[Any, ..
             return linear_tiles.split_candidates(shape["K"], itemsize, descriptors)
         case "attention":
             size = shape["Nq"], shape["N"], shape["D"]
-            if not hasattr(attention_kernel, "candidates"):
-                return (attention_kernel.launch_config(*size, itemsize, gpu),)
             return attention_kernel.candidates(*size, itemsize, gpu)
     return ()
 

@@ -24,7 +24,6 @@ from vit_fast.workload import Operation, operations
 EPILOGUES = ("bias", "bias residual", "bias scale residual", "", *(f"bias {n}" for n in NAMES))
 ACTIVATION_INPUTS = ("normal", "tiny", "negative tail")
 OTHER_DTYPES = 3.9  # rank: when speed in the main dtype is known
-PATCHES = ((16, 3, 1), (14, 3, 5), (32, 3, 0), (16, 1, 1))  # patch, channels, prefix rows
 
 
 def at_shape(setting: Setting, op: str, shape: dict, dtype: str, **how: Any) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def _awkward(
     for kind in ("tiny", "constant rows", "one channel 1000x"):
         yield f"layer_norm {kind}", layer_norm, dict(N=width, kind=kind, layout="contiguous")
     layouts = ("NCHW", "NHWC", "cropped")
-    for (patch, C, R), uint8, layout in itertools.product(PATCHES, (False, True), layouts):
+    for (patch, C, R), uint8, layout in itertools.product(setting.patches, (False, True), layouts):
         name = f"patch_embed P{patch} C{C} R{R} {'uint8' if uint8 else 'float'} {layout}"
         how = dict(patch=patch, channels=C, prefix=R, uint8=uint8, layout=layout)
         yield name, patch_embed, how

@@ -13,7 +13,7 @@ MEASURED = "ok", "wrong"
 
 def end_to_end(cells: Rows) -> Iterator[Mapping[str, Any]]:
     for key, row in cells.items():
-        if key.startswith("end-to-end/") and row["status"] in MEASURED:
+        if key.startswith("end_to_end/") and row["status"] in MEASURED:
             yield row
 
 
@@ -81,10 +81,10 @@ def fractions(cells: Rows) -> Iterator[tuple[str, str, float]]:
     copy = cells.get("ceilings/copy", {}).get("gbps")
     for key, row in cells.items():
         if key.startswith("kernels/") and "fraction" in row:
-            if row["op"] != "layer_norm":
-                yield row["op"], key.removeprefix("kernels/"), row["fraction"]
+            if row["kernel"] != "layer_norm":
+                yield row["kernel"], key.removeprefix("kernels/"), row["fraction"]
             elif copy:
-                yield row["op"], key.removeprefix("kernels/"), round(row["gbps"] / copy, 3)
+                yield row["kernel"], key.removeprefix("kernels/"), round(row["gbps"] / copy, 3)
 
 
 def gemm_tflops(cells: Rows) -> float | None:

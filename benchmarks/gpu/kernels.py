@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.gpu.ceilings import by_name, guess_us, rates, rotated, shapes
@@ -24,8 +25,13 @@ def programs_of(op: str, arguments: tuple) -> dict[str, Any]:
     return found
 
 
-def against_ceiling(setting: Setting, operation: Operation, dtype: str) -> dict[str, Any]:
-    """Accuracy at this shape, then the times. `fraction`: the fastest bare vendor program's time over ours."""
+def against_ceiling(
+    setting: Setting, operation: Operation, dtype: str, model: str, batch: int
+) -> dict[str, Any]:
+    """Accuracy at this shape, then the times. `fraction`: the fastest bare vendor program's time over ours.
+
+    model and batch are the first whose forward pass has the shape, as its operation `op`.
+    """
     arguments = rotated(setting, operation, dtype)
     accuracy = check(operation.op, arguments[0], KERNELS[operation.op].launch(*arguments[0]))
     programs = by_name([programs_of(operation.op, a) for a in arguments])
@@ -35,6 +41,11 @@ def against_ceiling(setting: Setting, operation: Operation, dtype: str) -> dict[
     ours = us[OURS]
     row = {
         **rates(operation, us),
+        "model": model,
+        "batch": batch,
+        "op": operation.name,
+        "dtype": dtype,
+        "ms": ours / 1e3,
         "tflops": round(operation.flops / ours / 1e6, 2),
         "gbps": round(operation.bytes / ours / 1e3, 1),
         "fraction": round(min(bare) / ours, 3),
@@ -66,10 +77,15 @@ def host_us(setting: Setting, dtype: str) -> dict[str, Any]:
 def cells(setting: Setting) -> Iterator[Cell]:
     dtype = setting.dtypes[0]
     yield Cell("kernels", f"host time a launch {dtype}", host_us, dict(dtype=dtype), 2.3, ours=True)
-    for order, name, operation in shapes(setting):
-        params = dict(operation=operation, dtype=dtype)
-        yield Cell("kernels", name, against_ceiling, params, 2.4 + order, ours=True)
-    for batch in setting.groups[0].batches:
+    for need in shapes(setting):
+        yield _cell(need.name, need.operation, dtype, need.model, need.batch, 2.4 + need.order)
+    group = setting.groups[0]
+    for batch in group.batches:
         images = next(operations(setting.main, batch, uint8=True))
-        params = dict(operation=images, dtype=dtype)
-        yield Cell("kernels", label(images, dtype), against_ceiling, params, 2.5, ours=True)
+        images = replace(images, name="patch_embed of bytes")
+        yield _cell(label(images, dtype), images, dtype, group.model, batch, 2.5)
+
+
+def _cell(name: str, operation: Operation, dtype: str, model: str, batch: int, rank: float) -> Cell:
+    params = dict(operation=operation, dtype=dtype, model=model, batch=batch)
+    return Cell("kernels", name, against_ceiling, params, rank, ours=True)

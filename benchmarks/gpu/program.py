@@ -19,7 +19,7 @@ Sections, each a list of cells:
   ceilings     cuBLAS, SDPA's backends, copy bandwidth, the gap between launches: nothing of this project
   kernels      each kernel against its ceiling, in turn
   checks, candidates   launch configs and other kernels: checked, then timed in turn
-  end-to-end   ViT-B and ViT-L against transformers and torch.compile, with each program's accuracy
+  end_to_end   ViT-B and ViT-L against transformers and torch.compile, with each program's accuracy
 
 Cells run in order of value and are saved one by one to DIR/gpu.json; the same command goes on where it stopped. Other
 versions or another machine begin another file, and so do changed kernels, which take the vendor's rows along. What

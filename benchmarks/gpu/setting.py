@@ -8,7 +8,7 @@ from vit_fast.workload import MODELS, Model
 
 MIB = 1 << 20
 TOYS = {
-    "toy-a": Model("Toy A", 32, 8, 64, 2, 2, 96),
+    "toy-a": Model("Toy A", 32, 16, 64, 1, 2, 96),
     "toy-b": Model("Toy B", 16, 8, 64, 1, 1, 64, "gelu_tanh"),
 }
 
@@ -39,7 +39,8 @@ class Setting:
     widths: tuple[int, ...]
     tokens: tuple[int, ...]
     head_dims: tuple[int, ...]
-    odd_sizes: tuple[tuple[int, int, int], ...]
+    odd_sizes: tuple[tuple[int, int, int], ...]  # M, N, K
+    patches: tuple[tuple[int, int, int], ...]  # patch, channels, prefix rows
     model_depths: tuple[int, ...]
     model_batch: int
     gemm: int
@@ -96,6 +97,7 @@ FULL = Setting(
     widths=(768, 1024, 1152, 384, 1280, 1408, 1536, 1664, 4096, 100),
     tokens=(197, 1, 50, 196, 257, 577, 729, 1370),
     head_dims=(64, 72, 80, 32, 88, 96, 104, 128),
+    patches=((16, 3, 1), (14, 3, 5), (32, 3, 0), (16, 1, 1)),
     odd_sizes=((1, 768, 768), (7, 200, 90), (50, 768, 3072), (197, 37, 192), (577, 1152, 4304)),
     model_depths=(2, 12),
     model_batch=3,
@@ -120,6 +122,7 @@ TOY = Setting(
     widths=(64, 100),
     tokens=(17, 1),
     head_dims=(32, 20),
+    patches=((14, 3, 5),),
     odd_sizes=((7, 37, 24),),
     model_depths=(1,),
     model_batch=1,
@@ -127,7 +130,7 @@ TOY = Setting(
     copy_bytes=MIB,
     chain=2,
     repeats=2,
-    rounds=2,
+    rounds=1,
     rotate=0,
     replay_us=0.0,
     burst_ms=0.0,
