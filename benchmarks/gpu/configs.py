@@ -28,7 +28,9 @@ def of(op: str, shape: Mapping[str, Any], dtype: str, gpu: Gpu) -> tuple[Any, ..
             return linear_tiles.split_candidates(shape["K"], itemsize, descriptors)
         case "attention":
             size = shape["Nq"], shape["N"], shape["D"]
-            return attention_kernel.candidates(*size, itemsize, gpu)
+            found = attention_kernel.candidates(*size, itemsize, gpu)
+            # a program takes so many heads of one image
+            return tuple(c for c in found if shape["H"] % c.heads == 0)
     return ()
 
 
