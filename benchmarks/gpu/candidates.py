@@ -71,12 +71,14 @@ def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     for order, name, operation, _, _ in shapes(setting):
         choices: dict[str, tuple[str, Any]] = {}
         op, shape, rank = operation.op, operation.shape, 2.7 + order
-        found = [(configs.words(c), c, 60.0) for c in configs.of(op, shape, dtype, gpu)]
+        found = [(configs.words(c), c) for c in configs.of(op, shape, dtype, gpu)]
         for other in others().values():
             if other.op == op and other.applies(shape):
-                found.append((other.name, other.name, 20.0))
-        for words, candidate, limit in found:
+                found.append((other.name, other.name))
+        for words, candidate in found:
             params = dict(operation=operation, candidate=candidate, dtype=dtype)
+            # one that hangs takes GPU time from what is checked beside it, whose limit is longer
+            limit = 20 if isinstance(candidate, str) else 60
             check = Cell("checks", f"{name}: {words}", checked, params, rank, 2, limit, alone=False)
             choices[check.key] = words, candidate
             yield check

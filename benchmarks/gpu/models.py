@@ -78,11 +78,9 @@ def variants(setting: Setting) -> tuple[Variant, ...]:
     return tuple(v for v in VARIANTS if (HAS_GRAPHS or v.graphs) and not (setting.dry and v.pdl))
 
 
-def ops_of(setting: Setting, variant: Variant, device: torch.device) -> Ops:
+def ops_of(variant: Variant, device: torch.device) -> Ops:
     """The kernels with or without LayerNorm folded, launched early or not."""
     table = triton_ops(bool(variant.folded))
-    if setting.dry:
-        return table
     gpu = replace(gpu_of(device), pdl=bool(variant.pdl))
     folding = table.folding and Folding(
         partial(row_statistics, gpu=gpu), partial(launch_statistics, gpu=gpu), partial(launch_folded, gpu=gpu)
@@ -95,7 +93,7 @@ def ours(setting: Setting, hf: PreTrainedModel, variant: Variant = DEFAULT) -> V
     """On the kernels, or RuntimeError."""
     vit = ViT.from_hf(hf, NORM)
     if variant.folded is not None or setting.dry:
-        vit.ops = ops_of(setting, variant, vit.device)
+        vit.ops = ops_of(variant, vit.device)
     else:
         table, why = choose_ops(vit.device, vit.dtype, vit.spec.head_dim)
         if not table.name.startswith("triton"):

@@ -146,9 +146,9 @@ class Runner:
     def _lose(self, worker: Worker, keep: Callable, status: str, why: str) -> None:
         cell, seconds = worker.cell, time.monotonic() - worker.begun
         self.workers.remove(worker)
-        code = worker.end()
+        code = worker.end(patience=0.0 if why else 5.0)
         why = why or f"its process ended with exit code {code}"
         if cell is not None:
             keep(cell, {"status": status, "why": why}, seconds)
-        elif status != "cut":
+        elif status != "cut" and not any(w.ready for w in self.workers):
             raise RuntimeError(f"a worker process did not start: {why}; see {self.log}")

@@ -32,16 +32,20 @@ class Worker:
         self.cell, self.begun = cell, time.monotonic()
         self.connection.send((cell, more))
 
-    def end(self) -> int | None:
-        """Ends the process and those that it started; returns its exit code, or minus the signal."""
-        self.process.join(timeout=0.5)
+    def end(self, patience: float = 0.0) -> int | None:
+        """Ends the process and those that it started; the exit code, or minus the signal, of one that ended by itself.
+
+        It is given `patience` seconds for that.
+        """
+        self.process.join(patience)
         code = self.process.exitcode
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             # it has not come as far as a group of its own, or is gone with all of it
             self.process.kill()
-        self.process.join()
+        # with a kernel that hangs it may take its time to go
+        self.process.join(10.0)
         self.connection.close()
         return code
 
