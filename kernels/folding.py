@@ -57,17 +57,27 @@ def store_parts(stats_ptr, y, offs_m, col, M, N, PART: tl.constexpr):
 @triton.jit
 def combined(stats_ptr, offs_m, M, N, eps, PARTS: tl.constexpr, PART: tl.constexpr):
     """mean and 1 / sqrt(variance + eps), each [rows], from the rows' PARTS parts."""
-    POWER: tl.constexpr = triton.next_power_of_2(PARTS)
-    parts = tl.arange(0, POWER)
-    mask = (offs_m < M)[:, None] & (parts < PARTS)[None, :]
-    ptrs = stats_ptr + (offs_m.to(tl.int64)[:, None] * PARTS + parts[None, :]) * 2
-    means = tl.load(ptrs, mask=mask, other=0.0)  # [rows, POWER]
-    squares = tl.load(ptrs + 1, mask=mask, other=0.0)
-    counts = tl.minimum(tl.maximum(N - parts * PART, 0), PART).to(tl.float32)
-    mean = tl.sum(means * counts[None, :], 1) / N
-    apart = means - mean[:, None]
-    variance = tl.sum(squares + counts[None, :] * apart * apart, 1) / N
-    return mean, tl.rsqrt(variance + eps)
+    # a few at a time: an accumulator lies in registers beside them
+    WIDTH: tl.constexpr = min(16, triton.next_power_of_2(PARTS))
+    rows = offs_m.to(tl.int64)
+    mean = tl.zeros((offs_m.shape[0],), tl.float32)
+    squares = tl.zeros((offs_m.shape[0],), tl.float32)
+    for first in tl.static_range(0, PARTS, WIDTH):
+        parts = first + tl.arange(0, WIDTH)
+        mask = (offs_m < M)[:, None] & (parts < PARTS)[None, :]
+        ptrs = stats_ptr + (rows[:, None] * PARTS + parts[None, :]) * 2
+        m = tl.load(ptrs, mask=mask, other=0.0)  # [rows, WIDTH]
+        s = tl.load(ptrs + 1, mask=mask, other=0.0)
+        counts = tl.minimum(tl.maximum(N - parts * PART, 0), PART).to(tl.float32)
+        here = tl.sum(counts, 0)
+        before = tl.minimum(first * PART, N).to(tl.float32)
+        m_here = tl.sum(m * counts[None, :], 1) / here
+        apart = m - m_here[:, None]
+        squares += tl.sum(s + counts[None, :] * apart * apart, 1)
+        step = m_here - mean
+        mean += step * (here / (before + here))
+        squares += step * step * (before * here / (before + here))
+    return mean, tl.rsqrt(squares / N + eps)
 
 
 @triton.jit

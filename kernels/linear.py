@@ -181,9 +181,10 @@ def launch_tiles(
         linear_descriptor_kernel[min(count, gpu.sms * c.blocks_per_sm), cdiv(K, share)](
             TensorDescriptor.from_tensor(x, [c.block_m, c.block_k]),
             TensorDescriptor.from_tensor(w, [c.block_n, c.block_k]),
+            w if shared["PDL"] else None,
             None if y is None else TensorDescriptor.from_tensor(y, box),
             None if residual is None else TensorDescriptor.from_tensor(residual, box),
-            *rest, SLICES=c.slices, FLATTEN=c.flatten, maxnreg=c.registers, **shared, **options,
+            *rest, w.stride(0), SLICES=c.slices, FLATTEN=c.flatten, maxnreg=c.registers, **shared, **options,
         )  # fmt: skip
     else:
         linear_pointer_kernel[count, cdiv(K, share)](

@@ -11,7 +11,7 @@ partial: x w^T over one of program_id(1)'s shares of K, in fp32, is all that is 
 import triton
 import triton.language as tl
 
-from .dependent import wait
+from .dependent import prefetch, wait
 from .folding import combined, store_parts
 
 
@@ -71,6 +71,7 @@ def _store_slice(
 def linear_descriptor_kernel(
     x_desc,  # [M, K] in boxes [BLOCK_M, BLOCK_K]
     w_desc,  # [N, K] in boxes [BLOCK_N, BLOCK_K]
+    w_ptr,  # the same with PDL, its rows stride_wn apart, or None
     y_desc,  # [M, N] in boxes [BLOCK_M, BLOCK_N / SLICES], or None
     residual_desc,  # the same, or None
     bias_ptr,  # [N] or None
@@ -79,16 +80,19 @@ def linear_descriptor_kernel(
     column_sums_ptr,  # [N], with x_stats_ptr
     y_stats_ptr,  # [M, N / PART, 2] or None
     partial_ptr,  # [shares of K, M, N] fp32, or None
-    M, N, K, K_SHARE, eps,
+    M, N, K, K_SHARE, eps, stride_wn,
     ACTIVATION: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr, FLATTEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    wait(PDL)
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles = tl.cdiv(M, BLOCK_M) * tiles_n
     k_first = tl.program_id(1) * K_SHARE
     k_last = tl.minimum(k_first + K_SHARE, K)
+    if PDL:
+        first = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        prefetch(w_ptr, first, N, stride_wn, k_first, k_last)
+    wait(PDL)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         row = (tile // tiles_n) * BLOCK_M
         col = (tile % tiles_n) * BLOCK_N

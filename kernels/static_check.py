@@ -54,6 +54,8 @@ class Compiled:
     matrix: str  # the matrix instruction, or "none"
     bulk_copies: int
     serialised: str  # ptxas' words, or ""
+    starts_early: bool = False  # launched before the kernel in front has ended: dependent.py
+    waits: int = 0  # griddepcontrol.wait in it
     together: int = 1  # blocks that a multiprocessor is to hold, by the bound on registers
 
     def faults(self) -> list[str]:
@@ -72,6 +74,8 @@ class Compiled:
             f"takes too much shared memory for {self.together} blocks a multiprocessor": self.together
             * (self.smem_bytes + _RESERVED)
             > self.smem_limit + _RESERVED,
+            "starts early and does not wait for the kernel in front": self.starts_early
+            and not self.waits,
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
         }
         return [fault for fault, there in found.items() if there]
@@ -119,6 +123,11 @@ def _serialised(ptx: Path, arch: int) -> str:
     return " ".join(sorted(set(re.findall(r"\(C75\d\d\)", done.stdout + done.stderr))))
 
 
+def _together(warps: int, maxnreg: int | None) -> int:
+    """Blocks of a multiprocessor for which the registers of each were bounded."""
+    return 65536 // (32 * warps * maxnreg) if maxnreg and maxnreg < 255 else 1
+
+
 def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: str) -> Compiled:
     by_suffix = {Path(f).suffix: Path(f) for f in files.values()}
     gpu = KNOWN[arch]
@@ -152,7 +161,9 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
         smem_limit=gpu.smem,
         matrix=matrix.removesuffix(".mma_async"),
         bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
-        together=max(1, 65536 // (32 * metadata["num_warps"] * (metadata["maxnreg"] or 65536))),
+        starts_early=bool(metadata["launch_pdl"]),
+        waits=ptx.count("griddepcontrol.wait"),
+        together=_together(metadata["num_warps"], metadata["maxnreg"]),
         serialised=_serialised(by_suffix[".ptx"], gpu.arch) if matrix == "wgmma.mma_async" else "",
     )
 

@@ -21,7 +21,7 @@ EPS = 1e-6
 
 CASES = pairwise(
     rows=(1, 7, 197),
-    width=(768, 200, 37, 64),
+    width=(768, 200, 37, 64, 1100),
     n=(192, 200, 37),
     activation=(None, "gelu", "gelu_tanh"),
     mean=(0.0, 2.0, 8.0, 31.0),
