@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.cells import Cell, chosen
-from benchmarks.gpu.results import Results, source
+from benchmarks.gpu.results import Results, smi, source
 from benchmarks.gpu.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,3 +239,16 @@ def test_commands():
     assert "roofline" in run("--help").stdout
     bad = run("gpu", "--dry-run", "--minutes", "0")
     assert bad.returncode == 2 and "a positive number is needed" in bad.stderr
+
+
+def test_the_state_of_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert smi() == {}
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho '580.159.03, P0, 1980, 3201, 1980, 650.1, 700.00, 44'\n")
+    script.chmod(0o755)
+    found = smi()
+    assert found["driver_version"] == "580.159.03" and found["clocks.sm"] == "1980"
+    assert found["temperature.gpu"] == "44"
+    script.write_text("#!/bin/sh\necho 'Field is not a valid field to query.'\nexit 2\n")
+    assert "not a valid field" in smi()["error"]

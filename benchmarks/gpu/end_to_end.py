@@ -9,7 +9,6 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from benchmarks.gpu.digest import OURS
 from benchmarks.gpu.models import DEFAULT, in_parts, ours, stock, variants
 from benchmarks.gpu.programs import BACKENDS, DTYPES, judge
 from benchmarks.gpu.results import smi
-from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.setting import Rival, Setting
 from benchmarks.gpu.timing import timer_of
 from benchmarks.measure import quantile
 from models import images, in_float64
@@ -35,27 +34,6 @@ LATENCIES = 10
 
 Program = Callable[[Tensor], Tensor]
 
-
-@dataclass(frozen=True)
-class Rival:
-    """torch.compile in one of its modes; backend: the attention that it is held to, None for PyTorch's choice.
-
-    seconds: what compiling is expected to take, and limit what it may, all in all.
-    """
-
-    name: str
-    mode: str
-    backend: str | None
-    seconds: float
-    limit: float
-
-
-RIVALS = (
-    Rival("torch.compile max-autotune", "max-autotune", None, 100, 240),
-    Rival("torch.compile reduce-overhead", "reduce-overhead", None, 45, 150),
-    Rival("torch.compile default", "default", None, 35, 150),
-    Rival("torch.compile max-autotune, cuDNN attention", "max-autotune", "cuDNN", 80, 240),
-)
 
 _MODELS: dict[tuple[str, str], tuple[PreTrainedModel, PreTrainedModel]] = {}
 
@@ -108,13 +86,13 @@ def against_compiled(
     setting: Setting, key: str, batch: int, dtype: str, rival: Rival
 ) -> dict[str, Any]:
     hf, exact = pair(setting, key, dtype)
+    # around all calls: entered at each call it would count as the rival's time
     held = sdpa_kernel(BACKENDS[rival.backend]) if rival.backend else contextlib.nullcontext()
     mode = None if rival.mode == "default" else rival.mode
+    model = torch.compile(with_sdpa(hf), dynamic=False, mode=mode, backend=setting.backend)
+    programs = {DEFAULT.name: ours(setting, hf), rival.name: tokens(model)}
     try:
-        with held:
-            model = torch.compile(with_sdpa(hf), dynamic=False, mode=mode, backend=setting.backend)
-            programs = {DEFAULT.name: ours(setting, hf), rival.name: tokens(model)}
-            return compared(setting, key, batch, dtype, programs, hf, exact)
+        return compared(setting, key, batch, dtype, programs, hf, exact, held)
     finally:
         torch.compiler.reset()
 
@@ -127,15 +105,16 @@ def compared(
     programs: dict[str, Program],
     hf: PreTrainedModel,
     exact: PreTrainedModel,
+    held: contextlib.AbstractContextManager | None = None,
 ) -> dict[str, Any]:
-    """The row: each program's accuracy and times on the same images."""
+    """The row: each program's accuracy and times on the same images. The programs alone run in `held`."""
     model = setting.models[key]
     pixels = images(batch, 3, model.image, model.image, dtype=DTYPES[dtype]).to(setting.device)
     flops = sum(o.count * o.flops for o in operations(model, batch))
     ref = in_parts(tokens(exact), pixels.double())
     baseline = tokens(hf)(pixels)
     found = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), held or contextlib.nullcontext():
         for name, program in programs.items():
             found[name] = first_calls(setting, program, pixels) | {
                 # a result may lie in a graph's own memory until the next call
@@ -235,5 +214,6 @@ def cells(setting: Setting) -> Iterator[Cell]:
 
 def rivals(setting: Setting, batch: int) -> list[Rival]:
     """The most telling first: for one image that is the CUDA graph."""
-    found = [r for r in RIVALS if r.mode in setting.compile_modes]
-    return sorted(found, key=lambda r: r.mode != "reduce-overhead") if batch == 1 else found
+    if batch == 1:
+        return sorted(setting.rivals, key=lambda r: r.mode != "reduce-overhead")
+    return list(setting.rivals)

@@ -23,6 +23,20 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """torch.compile in one of its modes; backend: the attention that it is held to, None for PyTorch's choice.
+
+    seconds: what compiling is expected to take, and limit what it may, all in all.
+    """
+
+    name: str
+    mode: str
+    backend: str | None
+    seconds: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Setting:
     """What cells are made from and run with.
 
@@ -53,7 +67,7 @@ class Setting:
     burst_ms: float
     workers: int
     backend: str
-    compile_modes: tuple[str, ...] = ("default", "reduce-overhead", "max-autotune")
+    rivals: tuple[Rival, ...]
     layouts: tuple[str, ...] = ("rows sliced", "columns sliced", "transposed", "unaligned")
 
     @property
@@ -111,6 +125,12 @@ FULL = Setting(
     burst_ms=20.0,
     workers=8,
     backend="inductor",
+    rivals=(
+        Rival("torch.compile max-autotune", "max-autotune", None, 100, 240),
+        Rival("torch.compile reduce-overhead", "reduce-overhead", None, 45, 150),
+        Rival("torch.compile default", "default", None, 35, 150),
+        Rival("torch.compile max-autotune, cuDNN attention", "max-autotune", "cuDNN", 80, 240),
+    ),
 )
 
 TOY = Setting(
@@ -136,7 +156,10 @@ TOY = Setting(
     burst_ms=0.0,
     workers=1,
     backend="eager",
-    compile_modes=("default",),
+    rivals=(
+        Rival("torch.compile default", "default", None, 1, 60),
+        Rival("torch.compile default, flash attention", "default", "flash", 1, 60),
+    ),
     layouts=("columns sliced", "transposed"),
 )
 
