@@ -27,7 +27,8 @@ setup(
         # not a package of its own: transformers imports a PyPI package named `kernels` when it can
         "vit_fast.kernels": "kernels",
     },
-    package_data={"vit_fast": ["py.typed"]},
+    # tuned/: measured launch configs, a file for each GPU that was measured
+    package_data={"vit_fast": ["py.typed"], "vit_fast.kernels": ["tuned/*.json"]},
     include_package_data=False,
     zip_safe=False,
     entry_points={"console_scripts": ["vit-fast = vit_fast.cli:main"]},
@@ -36,6 +37,7 @@ setup(
         "pillow",
         "safetensors",
         "torch>=2.8",
+        "tqdm",
         "transformers>=5.17,<6",
         'triton>=3.6; platform_system == "Linux"',
     ],

@@ -33,7 +33,7 @@ from .dependent import options as dependent
 from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
 from .operators import check_tensor, refuse
-from .tuning import Gpu, cdiv, dtype_name, gpu_of, tuned
+from .tuning import Gpu, cached, cdiv, dtype_name, gpu_of, tuned
 
 MAX_HEAD_DIM = 128
 _LOG2_E = 1.4426950408889634
@@ -144,7 +144,7 @@ def candidates(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> tuple[Config
     return tuple(dict.fromkeys(choice))
 
 
-@lru_cache
+@cached
 def config_for(B: int, H: int, Nq: int, N: int, D: int, dtype: torch.dtype, gpu: Gpu) -> Config:
     """The measured configuration of this shape on this GPU, else the rule's."""
     found = tuned(gpu, "attention", B=B, H=H, Nq=Nq, N=N, D=D, dtype=dtype_name(dtype))

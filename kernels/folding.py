@@ -62,7 +62,7 @@ def combined(stats_ptr, offs_m, M, N, eps, PARTS: tl.constexpr, PART: tl.constex
     rows = offs_m.to(tl.int64)
     mean = tl.zeros((offs_m.shape[0],), tl.float32)
     squares = tl.zeros((offs_m.shape[0],), tl.float32)
-    for first in tl.static_range(0, PARTS, WIDTH):
+    for first in tl.range(0, PARTS, WIDTH, num_stages=1):
         parts = first + tl.arange(0, WIDTH)
         mask = (offs_m < M)[:, None] & (parts < PARTS)[None, :]
         ptrs = stats_ptr + (rows[:, None] * PARTS + parts[None, :]) * 2

@@ -14,7 +14,6 @@ a pass of its own. The same kernels write partial sums for linear_norm.py, and r
 statistics for the folded LayerNorm of folding.py.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from .launch import COMPILE_OPTIONS, operator
 from .linear_kernels import epilogue_kernel, linear_descriptor_kernel, linear_pointer_kernel
 from .linear_tiles import Config
 from .operators import check_tensor, refuse, rows
-from .tuning import Gpu, cdiv, dtype_name, gpu_of, tuned
+from .tuning import Gpu, cached, cdiv, dtype_name, gpu_of, tuned
 
 
 def linear_ref(x, w, b=None, activation=None, scale=None, residual=None) -> Tensor:
@@ -69,7 +68,7 @@ class Folded(NamedTuple):
     eps: float
 
 
-@lru_cache
+@cached
 def config_for(
     M: int, N: int, K: int, dtype: torch.dtype, epilogue: str, descriptors: bool, aligned: bool, gpu: Gpu
 ) -> Config:  # fmt: skip

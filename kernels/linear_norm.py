@@ -7,8 +7,6 @@ moves 8 S M N bytes more for S splits, through the L2 cache; the model of clocks
 measured table goes before it. Nothing is accumulated by atomics: results do not depend on which block is first.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +22,7 @@ from .layer_norm import layer_norm_ref, normalized
 from .linear import check, describable, launch_tiles, linear_ref, run
 from .linear_tiles import Config
 from .operators import check_tensor, refuse, rows
-from .tuning import Gpu, cdiv, dtype_name, gpu_of, tuned
+from .tuning import Gpu, cached, cdiv, dtype_name, gpu_of, tuned
 
 
 def linear_norm_ref(x, w, b, scale, residual, norm_w, norm_b, eps) -> tuple[Tensor, Tensor]:
@@ -33,7 +31,7 @@ def linear_norm_ref(x, w, b, scale, residual, norm_w, norm_b, eps) -> tuple[Tens
     return y, layer_norm_ref(y, norm_w, norm_b, eps)
 
 
-@lru_cache
+@cached
 def config_for(
     M: int, N: int, K: int, dtype: torch.dtype, descriptors: bool, aligned: bool, gpu: Gpu
 ) -> Config:
@@ -41,9 +39,16 @@ def config_for(
     measured = tuned(gpu, "linear_norm", M=M, N=N, K=K, dtype=dtype_name(dtype))
     if measured is not None and aligned:
         return Config(**measured)
-    choice = linear_tiles.split_candidates(K, dtype.itemsize, descriptors)
+    return launch_config(M, N, K, dtype.itemsize, descriptors, gpu, aligned)
+
+
+def launch_config(
+    M: int, N: int, K: int, itemsize: int, descriptors: bool, gpu: Gpu, aligned: bool = True
+) -> Config:
+    """The tile and the split of the fewest clocks. Pure."""
+    choice = linear_tiles.split_candidates(K, itemsize, descriptors)
     choice = [c for c in choice if aligned or c.block_m * c.block_n <= 64 * 128]
-    return min(choice, key=lambda c: linear_tiles.clocks(c, M, N, K, dtype.itemsize, gpu))
+    return min(choice, key=lambda c: linear_tiles.clocks(c, M, N, K, itemsize, gpu))
 
 
 @triton.jit

@@ -14,7 +14,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = {f"vit_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+# a table of a GPU that was measured lies in the copies that are built, whether one ships or not
+TABLE = "tuned/a_gpu_of_the_tests.json"
+KERNELS = {
+    f"vit_fast/kernels/{path.relative_to(ROOT / 'kernels')}"
+    for pattern in ("*.py", "tuned/*.json")
+    for path in (ROOT / "kernels").glob(pattern)
+}
 IMPORTS = "import vit_fast, vit_fast.kernels.layer_norm; from transformers import ViTModel; print(vit_fast.__file__)"
 
 
@@ -37,12 +43,17 @@ def checkout(tmp_path_factory) -> Path:
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, copy)
+    (copy / "kernels" / TABLE).parent.mkdir(exist_ok=True)
+    (copy / "kernels" / TABLE).write_text("{}")
     return copy
 
 
 @pytest.fixture(scope="module")
 def wheel(checkout) -> Path:
-    out = checkout.parent / "wheels"
+    return built(checkout, checkout.parent / "wheels")
+
+
+def built(checkout: Path, out: Path) -> Path:
     build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, ".")
     run(sys.executable, "-m", "pip", *build, cwd=checkout)
     (path,) = out.glob("vit_fast-*.whl")
@@ -77,13 +88,25 @@ def test_wheel_holds_the_kernels_once_and_imports_elsewhere(wheel, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert len(names) == len(set(names))
-    assert {n for n in names if n.startswith("vit_fast/kernels/")} == KERNELS
+    expected = KERNELS | {f"vit_fast/kernels/{TABLE}"}
+    assert {n for n in names if n.startswith("vit_fast/kernels/")} == expected
     assert {f"vit_fast/{n}" for n in ("__init__.py", "families/__init__.py", "py.typed")} <= {
         *names
     }
     assert {n.partition("/")[0] for n in names if ".dist-info/" not in n} == {"vit_fast"}
     out = run(sys.executable, "-c", IMPORTS, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert Path(out.strip()) == tmp_path / "site/vit_fast/__init__.py"
+    find = "from vit_fast.kernels import tables; print(tables.shipped_path('A GPU of the tests'))"
+    out = run(sys.executable, "-c", find, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert Path(out.strip()).read_text() == "{}", "a table is found where it is installed"
+
+
+def test_a_wheel_without_any_table(checkout, tmp_path):
+    ignore = shutil.ignore_patterns("tuned", "build", "*.egg-info")
+    bare = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True, ignore=ignore)
+    with zipfile.ZipFile(built(bare, tmp_path)) as archive:
+        found = {n for n in archive.namelist() if n.startswith("vit_fast/kernels/")}
+    assert found == {n for n in KERNELS if n.endswith(".py")}
 
 
 def test_sdist_holds_the_kernels_once(checkout, tmp_path):
@@ -92,7 +115,10 @@ def test_sdist_holds_the_kernels_once(checkout, tmp_path):
     (path,) = tmp_path.glob("vit_fast-*.tar.gz")
     with tarfile.open(path) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-    assert {f"vit_fast/{n}" for n in names if re.fullmatch(r"kernels/.+", n)} == KERNELS
+    folder = {"vit_fast/kernels/tuned"}  # tarfile names folders, too
+    assert {
+        f"vit_fast/{n}" for n in names if re.fullmatch(r"kernels/.+", n)
+    } - folder == KERNELS | {f"vit_fast/kernels/{TABLE}"}
     assert not [n for n in names if n.startswith("vit_fast/kernels")]
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= set(names)
 

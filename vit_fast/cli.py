@@ -1,14 +1,19 @@
-"""The command line: vit-fast inspect."""
+"""The command line: vit-fast inspect, tune and doctor."""
 
 import argparse
 import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 import vit_fast
+from vit_fast.workload import MODELS
 
 if TYPE_CHECKING:
     from vit_fast.kernels.static_check import Compiled
@@ -47,6 +52,47 @@ def main(argv: list[str] | None = None) -> int:
     )
     inspect.set_defaults(run=_inspect)
 
+    tune = commands.add_parser(
+        "tune",
+        help="measure the fastest launch configs on this GPU, for the kernels to look up",
+        description="Times every launch config of the kernels at each shape of the models, on the GPU that is here, "
+        "and writes the fastest where the kernels look them up: into your cache, from the next process on. It can be "
+        "stopped at any time; the same command goes on where it ended.",
+    )
+    tune.add_argument(
+        "--model",
+        nargs="+",
+        default=("vit-b-16", "vit-l-16"),
+        metavar="NAME",
+        help=f"of {', '.join(MODELS)}; or a folder or hub id of a checkpoint; default: vit-b-16 vit-l-16",
+    )
+    tune.add_argument(
+        "--batch",
+        nargs="+",
+        type=_positive(int),
+        default=(1, 8, 32, 64, 256),
+        metavar="N",
+        help="images a call; serves up to 1.5 times more and fewer; default: 1 8 32 64 256",
+    )
+    tune.add_argument("--dtype", nargs="+", choices=("bf16", "fp16", "fp32"), default=("bf16",))
+    tune.add_argument(
+        "--minutes",
+        type=_positive(float),
+        default=float("inf"),
+        metavar="M",
+        help="stop after so many; what matters most is measured first",
+    )
+    tune.add_argument("--out", type=Path, metavar="FILE", help="write there, not into your cache")
+    tune.set_defaults(run=_tune)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what this machine runs, and what is in the way",
+        description="Prints versions, GPUs, whether the kernels run there and on which tuning table, and every "
+        "trouble that it finds. The exit status is 1 if there is trouble.",
+    )
+    doctor.set_defaults(run=_doctor)
+
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -59,13 +105,77 @@ def main(argv: list[str] | None = None) -> int:
         return 141
 
 
+def _positive(kind: type) -> Callable[[str], float]:
+    def positive(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise ValueError(text)
+        return value
+
+    positive.__name__ = f"positive {kind.__name__}"  # argparse's message names it
+    return positive
+
+
+def _wrong(command: str, why: object) -> int:
+    print(f"vit-fast {command}: {why}", file=sys.stderr)
+    return 2
+
+
+NO_TRITON = "triton is not installed (it exists for Linux): pip install triton"
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from vit_fast import doctor
+
+    found = doctor.diagnose(doctor.look())
+    print(found)
+    return 1 if found.troubles else 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("triton") is None:
+        return _wrong("tune", NO_TRITON)
+    from tqdm import tqdm
+
+    from vit_fast import tune, tune_cases
+    from vit_fast.doctor import nvidia_smi, versions
+    from vit_fast.kernels import tables
+
+    try:
+        gpu, device, timer = tune.here()
+        models = [tune_cases.model_named(name) for name in args.model]
+    except (OSError, ValueError) as error:
+        return _wrong("tune", error)
+    path = args.out or tables.user_path(gpu.name)
+    if path is None:
+        return _wrong("tune", "this user has no home folder to keep a table in: say --out FILE")
+    dtypes = [tune_cases.DTYPES[name] for name in args.dtype]
+    cases = tune_cases.cases_of(models, args.batch, dtypes)
+    made_with = {**versions(), "cuda": torch.version.cuda, "driver": nvidia_smi()[1]}
+    print(f"{len(cases)} operations on {gpu.name}, to {path}")
+    try:
+        report = tune.tune(
+            cases, gpu, device, timer, path, made_with, args.minutes,
+            progress=lambda jobs: tqdm(jobs, unit="operation"),
+        )  # fmt: skip
+    except OSError as error:
+        return _wrong("tune", f"{path} cannot be written ({error.strerror}): say --out FILE")
+    except tune.Unusable as error:
+        print(f"vit-fast tune: {error}", file=sys.stderr)
+        return 1
+    for note in report.notes:
+        print(f"NOTE: {note}")
+    print(
+        f"{report.measured} measured, in {report.better} of them a candidate beats the launch rule; "
+        f"{report.kept} were measured before, {report.left} are left"
+        + (": the same command goes on with them" if report.left else "")
+    )
+    return 0
+
+
 def _inspect(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("triton") is None:
-        print(
-            "vit-fast inspect: triton is not installed (it exists for Linux): pip install triton",
-            file=sys.stderr,
-        )
-        return 2
+        return _wrong("inspect", NO_TRITON)
     from vit_fast.kernels import static_check
 
     archs = list(dict.fromkeys(args.arch))
@@ -97,8 +207,7 @@ def _inspect(args: argparse.Namespace) -> int:
             raise
     kernels = sum(counts.values())
     if not kernels:
-        print("vit-fast inspect: no launch matches --only " + repr(args.only), file=sys.stderr)
-        return 2
+        return _wrong("inspect", f"no launch matches --only {args.only!r}")
     print(
         f"{kernels} kernels for {' '.join(archs)}: "
         + (f"{faults} with faults" if faults else "no faults")

@@ -225,4 +225,7 @@ def _look_for_triton(device: torch.device) -> tuple[bool, str]:
         return False, f"the kernels need compute capability 8.0, this is {gpu}"
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed"
-    return True, gpu
+    from vit_fast.kernels import trial
+
+    why = trial.why_not(device)
+    return not why, f"{gpu}: {why}" if why else gpu
