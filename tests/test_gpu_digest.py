@@ -6,11 +6,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from benchmarks.gpu import digest, goals, programs, summary, table, timing
-from benchmarks.gpu.candidates import timed
+from benchmarks.gpu import candidates, digest, goals, programs, summary, table, timing
 from benchmarks.gpu.ceilings import bare, rates
-from benchmarks.gpu.repeated import kernel_row
+from benchmarks.gpu.repeated import kernel_row, poisoned_memory
 from benchmarks.gpu.setting import FULL, TOY
+from vit_fast.kernels.tuning import KNOWN
 from vit_fast.workload import MODELS, operations
 
 on_cpu = pytest.mark.skipif(
@@ -192,6 +192,10 @@ def test_a_broken_kernel_and_a_race_are_seen(monkeypatch):
 
 @on_cpu
 def test_an_output_that_is_not_written_is_seen(monkeypatch):
+    torch.use_deterministic_algorithms(False)  # memory is not poisoned from outside
+    with poisoned_memory():
+        assert torch.empty(1000).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
     kernel = programs.KERNELS["layer_norm"]
     idle = kernel._replace(launch=lambda x, *rest: torch.empty(x.shape, dtype=x.dtype))
     monkeypatch.setitem(programs.KERNELS, "layer_norm", idle)
@@ -199,9 +203,16 @@ def test_an_output_that_is_not_written_is_seen(monkeypatch):
     assert "isnan differs" in kernel_row(TOY, "layer_norm", arguments)["wrong"]
 
 
+def test_candidates_that_cannot_be_imported_are_told(monkeypatch):
+    monkeypatch.setattr(candidates, "REASON", "no Gluon")
+    (cell,) = (c for c in candidates.cells(TOY, KNOWN["sm_90"]) if c.run is candidates.unavailable)
+    with pytest.raises(ImportError, match="no Gluon"):
+        cell.run(TOY, **cell.params)
+
+
 @on_cpu
 def test_candidates_that_did_not_pass_are_not_timed():
     o = next(o for o in operations(TOY.main, 1) if o.op == "linear")
     choices = {"checks/a": ("a", None), "checks/b": ("b", None)}
-    row = timed(TOY, o, choices, "fp16", passed=("checks/b",))
+    row = candidates.timed(TOY, o, choices, "fp16", passed=("checks/b",))
     assert row["us"].keys() == {"the rule's choice", "b", "again"} and row["gain"] >= 1

@@ -4,10 +4,10 @@ Beside the configs of the kernel files these are the kernels of benchmarks/candi
 checked in a cell of its own with a short limit, and only what came out right is timed.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.candidates import CANDIDATES, REASON
 from benchmarks.gpu import configs
 from benchmarks.gpu.ceilings import by_name, guess_us, rates, rotated, shapes
 from benchmarks.gpu.cells import Cell
@@ -22,12 +22,13 @@ RULE = "the rule's choice"
 
 
 def others() -> dict[str, Any]:
-    """The kernels of benchmarks/candidates by name; none where there is no such package."""
-    if importlib.util.find_spec("benchmarks.candidates") is None:
-        return {}
-    from benchmarks.candidates import CANDIDATES
-
+    """The kernels of benchmarks/candidates by name."""
     return {c.name: c for c in CANDIDATES}
+
+
+def unavailable(setting: Setting, why: str) -> dict[str, Any]:
+    """The row that tells that benchmarks/candidates has none here."""
+    raise ImportError(why)
 
 
 def launcher(op: str, candidate: Any) -> Callable[..., Result]:
@@ -68,6 +69,8 @@ def timed(
 
 def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     dtype = setting.dtypes[0]
+    if REASON:
+        yield Cell("checks", "benchmarks.candidates", unavailable, dict(why=REASON), 2.7)
     for order, name, operation, _, _ in shapes(setting):
         choices: dict[str, tuple[str, Any]] = {}
         op, shape, rank = operation.op, operation.shape, 2.7 + order
