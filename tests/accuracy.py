@@ -1,12 +1,30 @@
 """The only tolerance rule: a result is judged by PyTorch's own error in the same dtype."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Distance(NamedTuple):
+    """How far a result is from its reference by one measure, and how far it may be."""
+
+    measure: str
+    error: float
+    allowed: float
 
 
 def assert_as_accurate(
     y: Tensor, ref: Tensor, baseline: Tensor, factor: float = 2.0, allow_nonfinite: bool = False
 ) -> None:
+    """AssertionError where y is further from `ref` than distances() allows."""
+    for measure, error, allowed in distances(y, ref, baseline, factor, allow_nonfinite):
+        assert error <= allowed, f"{measure} {error:.3g}, allowed {allowed:.3g}"
+
+
+def distances(
+    y: Tensor, ref: Tensor, baseline: Tensor, factor: float = 2.0, allow_nonfinite: bool = False
+) -> list[Distance]:
     """y may be `factor` times as far from the float64 `ref` as `baseline` is, plus a unit of rounding.
 
     `baseline` is PyTorch's result in the same dtype, and with err the distance from ref:
@@ -24,9 +42,9 @@ def assert_as_accurate(
     assert y.dtype == baseline.dtype, f"{y.dtype}, expected {baseline.dtype}"
     assert ref.dtype == torch.float64, f"the reference is {ref.dtype}"
     if y.numel() == 0:
-        return
+        return []
     eps = torch.finfo(y.dtype).eps
-    y, ref, baseline = (t.detach().cpu().double() for t in (y, ref, baseline))
+    y, ref, baseline = (t.detach().to(y.device).double() for t in (y, ref, baseline))
 
     out = ~baseline.isfinite()
     assert allow_nonfinite or not out.any(), f"{int(out.sum())} non-finite values in the baseline"
@@ -38,14 +56,16 @@ def assert_as_accurate(
     y, ref, baseline = (t.masked_fill(out, 0.0) for t in (y, ref, baseline))
     assert ref.isfinite().all(), "the reference is not finite where the baseline is"
 
-    error, allowed = (y - ref).abs().max(), (baseline - ref).abs().max()
-    allowed = factor * allowed + eps * ref.abs().max()
-    assert error <= allowed, f"largest error {error:.3g}, allowed {allowed:.3g}"
-
-    error, allowed = _worst_row(y, ref, eps), factor * _worst_row(baseline, ref, eps) + eps
-    assert error <= allowed, (
-        f"relative RMS error of the worst row {error:.3g}, allowed {allowed:.3g}"
-    )
+    allowed = factor * (baseline - ref).abs().max() + eps * ref.abs().max()
+    row_allowed = factor * _worst_row(baseline, ref, eps) + eps
+    return [
+        Distance("largest error", float((y - ref).abs().max()), float(allowed)),
+        Distance(
+            "relative RMS error of the worst row",
+            float(_worst_row(y, ref, eps)),
+            float(row_allowed),
+        ),
+    ]
 
 
 def _worst_row(y: Tensor, ref: Tensor, eps: float) -> Tensor:

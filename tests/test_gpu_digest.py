@@ -1,0 +1,218 @@
+"""What the GPU program makes of its rows: rates, the composed bound, goals, failures, the table."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from benchmarks.gpu import candidates, digest, goals, programs, summary, table, timing
+from benchmarks.gpu.ceilings import bare, rates
+from benchmarks.gpu.repeated import kernel_row, poisoned_memory
+from benchmarks.gpu.setting import FULL, TOY
+from vit_fast.kernels.tuning import KNOWN
+from vit_fast.workload import MODELS, operations
+
+on_cpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a toy setting's kernels run interpreted"
+)
+
+
+def programs_row(batch, **burst_ms):
+    numbers = {"error": 0.01, "allowed": 0.02, "wrong": "", "tflops": 394.0}
+    found = {
+        name.replace("_", " "): {
+            **numbers, "burst_ms": ms, "p50_ms": 1.5 * ms, "p99_ms": 2 * ms, "images_s": batch / ms * 1e3,
+        }
+        for name, ms in burst_ms.items()
+    }  # fmt: skip
+    found["vit-fast"] = found.pop("ours")
+    return {"status": "ok", "ours": True, "model": "vit-b-16", "batch": batch, "dtype": "bf16",
+            "at": "2026-11-21T00:00:00Z", "programs": found}  # fmt: skip
+
+
+@pytest.fixture
+def data():
+    """Each vendor operation 10 us, copies at 1000 GB/s, ViT-B/16 at batch 64 in 2 ms."""
+    cells = {
+        "ceilings/copy": {"status": "ok", "gbps": 1000.0, "vendor": True},
+        "ceilings/gemm 8192 bf16": {"status": "ok", "tflops": 788.0, "vendor": True},
+        "end_to_end/ViT-B/16-224 batch 64 transformers": programs_row(
+            64, ours=2.0, **{"transformers, eager": 8.0}
+        ),
+        "end_to_end/ViT-B/16-224 batch 64 torch.compile max-autotune": programs_row(
+            64, ours=2.5, **{goals.COMPILED: 3.0, "vit-fast, pdl": 1.0}
+        ),
+    }
+    for o in operations(MODELS["vit-b-16"], 64):
+        if o.op in ("linear", "attention"):
+            row = {"status": "ok", "us": {"slow": 11.0, "fast": 10.0, "again": 9.0}}
+            cells[f"ceilings/{bare(o, 'bf16')}"] = row
+    machine = {"device": goals.DEVICE, "dry_run": False, "source": "abc"}
+    machine |= dict.fromkeys(("driver", "torch", "triton", "transformers"), "1")
+    return {"machine": machine, "cells": cells, "skipped": []}
+
+
+def test_composed_bound(data):
+    bytes_moved = sum(
+        o.count * o.bytes
+        for o in operations(MODELS["vit-b-16"], 64)
+        if o.op in ("layer_norm", "patch_embed")
+    )
+    us, lacking = digest.composed_us(data["cells"], "vit-b-16", 64)
+    assert us == pytest.approx(12 * 5 * 10.0 + bytes_moved / 1e3 / 1e3) and not lacking
+    name = next(k for k in data["cells"] if "attention" in k)
+    del data["cells"][name]
+    assert digest.composed_us(data["cells"], "vit-b-16", 64) == (None, [name])
+
+
+def test_speed_ups_are_of_programs_that_ran_in_turn(data):
+    found = digest.speed_ups(data["cells"], "vit-b-16", 64)
+    assert found == {"transformers, eager": 4.0, goals.COMPILED: 1.2}
+    assert digest.speed_ups(data["cells"], "vit-b-16", 64, others=False) == {"vit-fast, pdl": 0.4}
+
+
+def test_goals(data):
+    text = "\n".join(summary.lines(data))
+    assert "vit-b-16 batch 64 torch.compile max-autotune: 1.2, goal 1.25, dream 1.5: MISSED" in text
+    throughput, latency = (next(g for g in goals.GOALS if g.measure == m) for m in ("images_s", "p50_ms"))  # fmt: skip
+    assert summary.verdict(throughput, throughput.goal) == "goal met"
+    assert summary.verdict(throughput, throughput.goal - 1) == "MISSED"
+    assert summary.verdict(latency, latency.dream) == "dream reached"
+    assert summary.verdict(latency, latency.goal * 1.01) == "MISSED"
+    data["machine"]["device"] = "another GPU"
+    assert "MISSED" not in "\n".join(summary.lines(data))
+
+
+def test_a_rival_counts_with_its_best_attention(data):
+    name = "end_to_end/ViT-B/16-224 batch 64 another"
+    row = programs_row(64, ours=2.0, **{f"{goals.COMPILED}, cuDNN attention": 2.2})
+    goal = goals.Goal("vit-b-16", 64, goals.COMPILED, 1.25, 1.5)
+    assert summary.reached(data["cells"], goal) == 1.2
+    assert summary.reached(data["cells"] | {name: row}, goal) == 1.1
+    assert summary.reached({}, goal) is None
+
+
+def test_failures(data):
+    assert not summary.failures(data)
+    rows = {
+        "correctness/a": {"status": "wrong", "wrong": "largest error 3, allowed 1", "ours": True},
+        "models/b": {"status": "crashed", "why": "exit code 1", "ours": True},
+        "models/c": {"status": "cut", "why": "minutes", "ours": True},
+        "ceilings/d": {"status": "failed", "why": "no memory", "vendor": True},
+        "checks/e": {"status": "wrong", "wrong": "largest error 3, allowed 1"},
+        "end_to_end/f torch.compile default": {"status": "timed out", "why": "limit", "ours": True},
+    }
+    data["cells"] |= rows
+    assert set(summary.failures(data)) == {"correctness/a", "models/b"}
+    text = "\n".join(summary.lines(data))
+    assert "FAILED: 2\n  correctness/a: largest error 3, allowed 1" in text
+    assert "did not come out: 4" in text
+
+
+def test_runs_that_differ_and_skipped_cells_are_told(data):
+    says = "runs on the same input differ by 0.1"
+    data["cells"]["correctness/a"] = {"status": "ok", "runs_differ_by": 0.1, "says": says}
+    data["skipped"] = [f"models/{i}" for i in range(20)]
+    text = "\n".join(summary.lines(data))
+    assert f"correctness/a: {says}" in text
+    assert "skipped, no minutes left: 20" in text and "and 8 more" in text
+
+
+def test_table(data):
+    lines = list(table.markdown(data))
+    assert lines[0].startswith("NVIDIA H200, driver 1, torch 1") and "2026-11-21" in lines[0]
+    columns = [c.strip() for c in lines[-1].strip("|").split("|")]
+    assert columns == [
+        "ViT-B/16-224", "64", "32,000", "3.000", "4.000", "50%", "0.01 / 0.02", "4.00", "1.20",
+    ]  # fmt: skip
+    wrong = copy.deepcopy(data)
+    row = wrong["cells"]["end_to_end/ViT-B/16-224 batch 64 transformers"]
+    row["programs"]["vit-fast"]["wrong"] = "largest error"
+    assert "WRONG" in list(table.markdown(wrong))[-1]
+
+
+def test_rates():
+    o = next(o for o in operations(MODELS["vit-b-16"], 1) if o.name == "qkv")
+    row = rates(o, {"a": 2.0, "b": 1.0, "again": 0.5})
+    assert row["best"] == "b" and row["spread"] == 0.75
+    assert row["best_tflops"] == pytest.approx(o.flops / 1e-6 / 1e12, rel=1e-3)
+    assert row["best_gbps"] == pytest.approx(o.bytes / 1e-6 / 1e9, rel=1e-3)
+
+
+def test_inputs_go_round_beyond_the_cache():
+    assert timing.sets(FULL, 1 << 20) == 192
+    assert timing.sets(FULL, 1 << 30) == 1
+    assert timing.sets(FULL, 10) == 256
+
+
+def test_every_input_set_is_launched_and_nothing_else():
+    seen = []
+    us = timing.in_turn_us(TOY, {"a": [lambda i=i: seen.append(i) for i in range(3)]}, 1.0)
+    assert us.keys() == {"a", "again"}
+    assert seen == [0, 1, 2] * (len(seen) // 3) and len(seen) >= 12
+
+
+def test_inputs_are_random_and_fit_their_kernels():
+    for model in MODELS.values():
+        for o in operations(model, 1):
+            assert programs.label(o, "bf16").startswith(o.op)
+    a, b = (programs.inputs(TOY, "layer_norm", dict(M=3, N=8), "fp16", seed=s)[0] for s in (0, 1))
+    assert a.std() > 0.3 and not torch.equal(a, b)
+
+
+def test_judge():
+    ref = torch.randn(4, 64, dtype=torch.float64)
+    baseline = ref.half()
+    assert programs.judge(baseline, ref, baseline)["wrong"] == ""
+    row = programs.judge(baseline + 0.1, ref, baseline)
+    assert row["error"] > row["allowed"] and row["wrong"].startswith("largest error 0.1")
+    nan = baseline.clone()
+    nan[1, 2] = float("nan")
+    assert "isnan differs" in programs.judge(nan, ref, baseline)["wrong"]
+
+
+@on_cpu
+def test_a_broken_kernel_and_a_race_are_seen(monkeypatch):
+    arguments = programs.inputs(TOY, "layer_norm", dict(M=5, N=64), "fp16")
+    assert not kernel_row(TOY, "layer_norm", arguments)["wrong"]
+    kernel, calls = programs.KERNELS["layer_norm"], []
+
+    def race(*args):
+        calls.append(args)
+        return kernel.launch(*args) + (1e-3 if len(calls) == 2 else 0)
+
+    monkeypatch.setitem(programs.KERNELS, "layer_norm", kernel._replace(launch=race))
+    row = kernel_row(TOY, "layer_norm", arguments)
+    assert not row["wrong"] and row["runs_differ_by"] > 5e-4 and "differ by" in row["says"]
+    broken = kernel._replace(launch=lambda *args: kernel.launch(*args) * 1.01)
+    monkeypatch.setitem(programs.KERNELS, "layer_norm", broken)
+    assert "allowed" in kernel_row(TOY, "layer_norm", arguments)["wrong"]
+
+
+@on_cpu
+def test_an_output_that_is_not_written_is_seen(monkeypatch):
+    torch.use_deterministic_algorithms(False)  # memory is not poisoned from outside
+    with poisoned_memory():
+        assert torch.empty(1000).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+    kernel = programs.KERNELS["layer_norm"]
+    idle = kernel._replace(launch=lambda x, *rest: torch.empty(x.shape, dtype=x.dtype))
+    monkeypatch.setitem(programs.KERNELS, "layer_norm", idle)
+    arguments = programs.inputs(TOY, "layer_norm", dict(M=5, N=64), "fp16")
+    assert "isnan differs" in kernel_row(TOY, "layer_norm", arguments)["wrong"]
+
+
+def test_candidates_that_cannot_be_imported_are_told(monkeypatch):
+    monkeypatch.setattr(candidates, "REASON", "no Gluon")
+    (cell,) = (c for c in candidates.cells(TOY, KNOWN["sm_90"]) if c.run is candidates.unavailable)
+    with pytest.raises(ImportError, match="no Gluon"):
+        cell.run(TOY, **cell.params)
+
+
+@on_cpu
+def test_candidates_that_did_not_pass_are_not_timed():
+    o = next(o for o in operations(TOY.main, 1) if o.op == "linear")
+    choices = {"checks/a": ("a", None), "checks/b": ("b", None)}
+    row = candidates.timed(TOY, o, choices, "fp16", passed=("checks/b",))
+    assert row["us"].keys() == {"the rule's choice", "b", "again"} and row["gain"] >= 1
