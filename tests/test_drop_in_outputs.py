@@ -202,7 +202,7 @@ def test_the_classifier_computes_one_row_of_the_last_block():
     with torch.no_grad():
         fast(PIXELS)
         block = state_of(fast).bound.engine.blocks[-1]
-        block.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+        block.register_forward_hook(lambda module, args, output: rows.append(output[0].shape[1]))
         fast(PIXELS)
         fast(PIXELS, output_hidden_states=True)
     assert rows == [1, 17]
