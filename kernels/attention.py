@@ -160,7 +160,7 @@ def candidates(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> tuple[Config
             tail = query_tail(Nq, 64)
             choice += [Config(64, _FLASH, 64, 4, stages, tail_m=tail) for stages in (2, 3)]
             choice += [Config(64, _FLASH, 128, 4, 2, tail_m=tail)] if D <= 64 else []
-            choice += [Config(128, _FLASH, 128, 8, 2)] if D <= 64 else []
+            choice += [Config(128, _FLASH, 128, 8, 2, blocks_per_sm=1)] if D <= 64 else []
             choice += [Config(128, _FLASH, 64, 8, 3)] if D <= 80 else []
         if rule.chunks[0] and N <= 64 and Nq <= 64:
             choice += [replace(rule, heads=2), replace(rule, heads=4)]
@@ -174,6 +174,21 @@ def config_for(B: int, H: int, Nq: int, N: int, D: int, dtype: torch.dtype, gpu:
     c = Config(**found) if found else launch_config(Nq, N, D, dtype.itemsize, gpu, B * H)
     # the heads of an image are shared out evenly
     return c if H % c.heads == 0 else replace(c, heads=1)
+
+
+def misfit(c: Config, H: int, Nq: int, N: int, D: int, dtype: str, **_: int) -> str:
+    """Why a configuration would leave values out or round them, or ""."""
+    if H % c.heads:
+        return f"{c.heads} heads a program do not share out {H} heads"
+    if c.chunks[0] and (sum(c.chunks) < N or D not in (16, 32, 64) or dtype == "fp32"):
+        return f"one pass over {sum(c.chunks)} keys is not for {N} keys, head_dim {D}, {dtype}"
+    if c.heads > 1 and not c.chunks[0]:
+        return f"the flash kernel takes one head a program, not {c.heads}"
+    if c.tail_m and not 0 < Nq % c.block_m <= c.tail_m:
+        return (
+            f"a last tile of {c.tail_m} rows does not hold what {Nq} queries leave of {c.block_m}"
+        )
+    return ""
 
 
 def launch(
@@ -209,12 +224,13 @@ def launch(
     if o.numel() == 0:
         return o
     q, k, v = (t if t.stride(-1) == 1 or D == 1 else t.contiguous() for t in (q, k, v))
-    if max(Nq, N) * max(q.stride(1), k.stride(1), v.stride(1)) >= 2**31:
+    spans = (n * t.stride(1) + H * t.stride(2) for n, t in ((Nq, q), (N, k), (N, v)))
+    if max(Nq * H * D, *spans) >= 2**31:
         refuse("attention", f"an image of {max(Nq, N)} tokens spans over 2^31 values")
     gpu = gpu or gpu_of(q.device)
     c = config or config_for(B, H, Nq, N, D, q.dtype, gpu)
-    if H % c.heads:
-        refuse("attention", f"{c.heads} heads a program do not share out {H} heads")
+    if why := misfit(c, H, Nq, N, D, dtype_name(q.dtype)):
+        refuse("attention", f"{why}: {c}")
     grid = (cdiv(Nq, c.block_m) * B * H // c.heads,)
     strides = [t.stride(i) for i in (0, 1, 2) for t in (q, k, v)]
     args = (q, k, v, o, Nq, N, H, scale * _LOG2_E, *strides)

@@ -107,6 +107,11 @@ def launch(
     return y
 
 
+def misfit(c: Config, **_: int | str) -> str:
+    """Why a configuration is not for a product whose tiles are stored as they are, or ""."""
+    return f"K in {c.splits} parts is for linear_norm, which adds them up" if c.splits > 1 else ""
+
+
 def check(op: str, x: Tensor, weight: Tensor, bias=None, scale=None, residual=None) -> None:
     """ValueError where the operands do not fit."""
     if x.dim() == 0 or weight.dim() != 2 or not x.shape[-1] == weight.shape[1] > 0:
@@ -147,6 +152,8 @@ def run(
         epilogue = epilogue_name(activation, scale, residual)
         config = config_for(M, N, K, x.dtype, epilogue, descriptors, aligned, gpu)
     c, act = config, activation_form(activation, x.dtype)
+    if why := misfit(c):
+        refuse("linear", f"{why}: {c}")
     bias, scale = (t if t is None else t.contiguous() for t in (bias, scale))
     r_stride = 0 if r2 is None else r2.stride(0)
     early = dependent(gpu)

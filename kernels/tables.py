@@ -20,6 +20,7 @@ import re
 import tempfile
 import typing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 SCHEMA = 1
@@ -39,6 +40,22 @@ def slug(name: str) -> str:
 
 def shipped_path(gpu_name: str) -> Path:
     return Path(__file__).parent / "tuned" / f"{slug(gpu_name)}.json"
+
+
+def gpus(arch: int) -> list[dict[str, Any]]:
+    """What the tables that ship or lie in the user's cache say of their GPUs, for those of this compute capability."""
+    folders = {path.parent for path in (shipped_path(""), user_path("")) if path is not None}
+    found = {}
+    for path in sorted(p for folder in folders for p in folder.glob("*.json")):
+        try:
+            table = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        gpu = table.get("gpu") if isinstance(table, dict) else None
+        named = isinstance(gpu, dict) and isinstance(gpu.get("name"), str)
+        if named and gpu.get("arch") == arch and slug(gpu["name"]) == path.stem:
+            found[json.dumps(gpu, sort_keys=True)] = gpu
+    return list(found.values())
 
 
 def cache_folder() -> Path | None:
@@ -126,8 +143,7 @@ def config_fields(op: str, config: dict[str, Any]) -> dict[str, Any]:
 
     TypeError or ValueError for what the kernel's Config does not take.
     """
-    # looked up when needed: the kernels import this module's reader, and need triton
-    cls = importlib.import_module(f".{op}", __package__).Config
+    cls = _kernels(op).Config
     config = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     kinds = typing.get_type_hints(cls)
     for name, value in config.items():
@@ -138,6 +154,11 @@ def config_fields(op: str, config: dict[str, Any]) -> dict[str, Any]:
         )
     cls(**config)
     return config
+
+
+def _kernels(op: str) -> ModuleType:
+    # looked up when needed: the kernels import this module's reader, and need triton
+    return importlib.import_module(f".{op}", __package__)
 
 
 def _check(entry: Any) -> None:
@@ -156,7 +177,10 @@ def _check(entry: Any) -> None:
         config is None or isinstance(config, dict), f"config is {config!r}, expected fields or null"
     )
     if config is not None:
-        config_fields(op, config)
+        kernels = _kernels(op)
+        _need(
+            not (why := kernels.misfit(kernels.Config(**config_fields(op, config)), **shape)), why
+        )
 
 
 def _is_a(value: Any, kind: Any) -> bool:

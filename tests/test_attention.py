@@ -167,7 +167,44 @@ def test_key_chunks(N, chunks):
     assert key_chunks(N) == chunks
 
 
-def test_an_image_beyond_32_bit_offsets_is_refused():
-    q = torch.empty_strided((1, 5, 1, 64), (1, 2**29, 64, 1), dtype=torch.float16, device="meta")
+@pytest.mark.parametrize("keys", [50, 130, 300])
+@pytest.mark.parametrize("queries", [1, 16, 17, 63, 64, 65, 80, 81, 96, 97])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_last_tiles_of_every_height(queries, keys, arch):
+    q, k, v = qkv("packed", "normal", 2, max(queries, keys), 1, 32, torch.float16)
+    args = q[:, :queries], k[:, :keys], v[:, :keys]
+    compare(lambda *a: launch(*a, gpu=target(arch)), *args)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_several_heads_a_program(heads):
+    q, k, v = qkv("packed", "normal", 2, 70, 4, 32, torch.float16)
+    config = replace(launch_config(70, 50, 32, 2, KNOWN["sm_90"]), heads=heads)
+    assert config.tail_m == 16
+    compare(lambda *a: launch(*a, gpu=target("sm_90"), config=config), q, k[:, :50], v[:, :50])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"heads": 2}, "2 heads a program do not share out 3 heads"),
+        ({"chunks": (64, 0, 0)}, "one pass over 64 keys is not for 70 keys"),
+        ({"tail_m": 32, "block_m": 128}, "32 rows does not hold what 70 queries leave of 128"),
+        ({"tail_m": 16, "block_m": 32}, None),
+        ({"chunks": (0, 0, 0), "heads": 4}, "4 heads a program do not share out"),
+    ],
+)
+def test_a_config_that_leaves_values_out_is_refused(change, words):
+    q, k, v = qkv("packed", "normal", 1, 70, 3, 32, torch.float16)
+    config = replace(launch_config(70, 70, 32, 2, KNOWN["sm_90"]), **change)
+    if words is None:
+        return compare(lambda *a: launch(*a, config=config), q, k, v)
+    with pytest.raises(ValueError, match=words):
+        launch(q, k, v, 1.0, config=config)
+
+
+@pytest.mark.parametrize("strides", [(1, 2**29, 64, 1), (1, 64, 2**30, 1)])
+def test_an_image_beyond_32_bit_offsets_is_refused(strides):
+    q = torch.empty_strided((1, 5, 2, 64), strides, dtype=torch.float16, device="meta")
     with pytest.raises(ValueError, match="spans over 2.31 values"):
         launch(q, q, q, 1.0, gpu=KNOWN["sm_90"])

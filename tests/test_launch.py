@@ -10,9 +10,12 @@ import torch
 pytest.importorskip("triton")
 from tensors import DEVICE
 from vit_fast.kernels.attention import attention
+from vit_fast.kernels.folding import row_statistics
 from vit_fast.kernels.layer_norm import layer_norm
 from vit_fast.kernels.linear import launch as launch_linear
 from vit_fast.kernels.linear import linear
+from vit_fast.kernels.linear_folded import linear_folded, linear_statistics
+from vit_fast.kernels.linear_norm import linear_norm
 from vit_fast.kernels.patch_embed import patch_embed
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -24,15 +27,27 @@ with torch.device(DEVICE):
     W, B, R = torch.randn(48, D), torch.randn(48), torch.randn(2, N, 48)
     PIXELS, FILTERS = torch.randn(2, 3, 16, 24), torch.randn(D, 192)
     BYTES = torch.zeros(2, 3, 16, 24, dtype=torch.uint8)
+    HALF = X.half()
     SAMPLES = {
         "layer_norm": (layer_norm, (X, torch.ones(D), torch.zeros(D), 1e-6)),
         "linear": (linear, (X, W, B, "gelu", B, R)),
         "linear, bare": (linear, (X[:, :1], W)),
         "attention": (attention, (Q, K, V, 0.25)),
         "attention of one token": (attention, (Q[:, :1], K, V, 0.25)),
+        "linear_norm": (linear_norm, (X, W, B, None, R, B, B, 1e-6)),
+        "linear_statistics": (linear_statistics, (X, W, B, B, R)),
+        "linear_folded": (
+            linear_folded,
+            (HALF, row_statistics(HALF), W.half(), B, B, 1e-6, "gelu"),
+        ),
+        "row_statistics": (row_statistics, (X,)),
         "patch_embed": (patch_embed, (PIXELS, FILTERS, X[0, 0], X[0, :1], torch.randn(6, D), 8)),
         "patch_embed, uint8": (patch_embed, (BYTES, FILTERS, None, None, None, 8)),
     }
+
+
+def results(found):
+    return found if isinstance(found, tuple) else (found,)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -44,10 +59,11 @@ def test_opcheck(name):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_fake_has_the_shape_of_the_result(name):
     op, args = SAMPLES[name]
-    y = op(*args)
+    found = op(*args)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = op(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args))
-    assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
+    for y, f in zip(results(found), results(fake), strict=True):
+        assert (f.shape, f.dtype, f.stride()) == (y.shape, y.dtype, y.stride())
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -60,7 +76,7 @@ def test_a_gradient_is_an_error_not_missing(name):
     with pytest.raises(
         RuntimeError, match="has no gradient: call the model under torch.inference_mode"
     ):
-        op(*args).sum().backward()
+        results(op(*args))[-1].sum().backward()
     with torch.inference_mode():
         op(*args)
 

@@ -104,6 +104,13 @@ def test_library_with_a_bias_of_another_dtype():
     assert_as_accurate(y, linear_ref(*f64(x, w, b)), torch_ops().linear(x, w, b))
 
 
+def test_parts_of_k_are_not_for_linear():
+    """Each part would store its tile as the whole."""
+    args = arguments(7, 64, 256, None, "bias", "normal", "contiguous", torch.float16)
+    with pytest.raises(ValueError, match="K in 2 parts is for linear_norm"):
+        launch(*args, config=module.Config(64, 64, 64, 4, 3, splits=2))
+
+
 def test_mlp():
     """A block's MLP: fc1 with GELU, fc2 with the residual, three dimensions."""
     x, fc1, b1, *_ = arguments(

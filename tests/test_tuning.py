@@ -199,6 +199,19 @@ BROKEN = {
     "missing field": (table(entry(config={"block_m": 64})), "missing 4 required"),
     "type": (table(entry(config={**CONFIG, "block_m": "64"})), "no block_m of '64', expected"),
     "bool": (table(entry(config={**CONFIG, "num_warps": True})), "no num_warps of True"),
+    "parts of K": (table(entry(config={**CONFIG, "splits": 2})), "K in 2 parts is for linear_norm"),
+    "few keys": (
+        table(entry("attention", {**ONE_PASS, "chunks": [128, 64, 0]})),
+        "192 keys is not for 197 keys",
+    ),
+    "last rows": (
+        table(entry("attention", {**ONE_PASS, "tail_m": 16}, Nq=100)),
+        "16 rows does not hold what 100 queries leave of 64",
+    ),
+    "fp32 by the matrix unit": (
+        table(entry("attention", ONE_PASS, dtype="fp32")),
+        "not for 197 keys, head_dim 64, fp32",
+    ),
     "tuple": (
         table(entry("attention", {**ONE_PASS, "chunks": [64, 0]})),
         "no chunks of",
