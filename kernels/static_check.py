@@ -38,6 +38,11 @@ _RESERVED = 1024  # bytes of shared memory that the system takes of each block's
 _ROWS = ("_layer_norm_kernel", "_row_statistics_kernel", "_sum_norm_kernel", "epilogue_kernel")
 _SHOWN = re.compile(r"BLOCK_|SLICES|C\d$|W\d$|TAIL_N|^[DPK]$|UINT8|ACTIVATION")
 
+# what touches global memory in PTX, but for hints to the L2 cache
+_ACCESS = re.compile(
+    r"^\s*(?:@\S+ )?(?:(?:ld|st)\.global|cp\.async(?!\.bulk\.prefetch)|cp\.reduce|atom|red)\b", re.M
+)
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -56,6 +61,7 @@ class Compiled:
     serialised: str  # ptxas' words, or ""
     starts_early: bool = False  # launched before the kernel in front has ended: dependent.py
     waits: int = 0  # griddepcontrol.wait in it
+    early: int = 0  # loads and stores of global memory before the first of these
     together: int = 1  # blocks that a multiprocessor is to hold, by the bound on registers
 
     def faults(self) -> list[str]:
@@ -76,6 +82,7 @@ class Compiled:
             > self.smem_limit + _RESERVED,
             "starts early and does not wait for the kernel in front": self.starts_early
             and not self.waits,
+            "starts early and touches memory before it waits": self.starts_early and self.early > 0,
             f"has serialised wgmma: {self.serialised}": bool(self.serialised),
         }
         return [fault for fault, there in found.items() if there]
@@ -123,6 +130,11 @@ def _serialised(ptx: Path, arch: int) -> str:
     return " ".join(sorted(set(re.findall(r"\(C75\d\d\)", done.stdout + done.stderr))))
 
 
+def accesses(ptx: str) -> int:
+    """Loads and stores of global memory; hints to the L2 cache are none."""
+    return len(_ACCESS.findall(ptx))
+
+
 def _together(warps: int, maxnreg: int | None) -> int:
     """Blocks of a multiprocessor for which the registers of each were bounded."""
     return 65536 // (32 * warps * maxnreg) if maxnreg and maxnreg < 255 else 1
@@ -163,6 +175,7 @@ def _read(source, files: dict[str, str], launch: str, dtype: torch.dtype, arch: 
         bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         starts_early=bool(metadata["launch_pdl"]),
         waits=ptx.count("griddepcontrol.wait"),
+        early=accesses(ptx.partition("griddepcontrol.wait")[0]),
         together=_together(metadata["num_warps"], metadata["maxnreg"]),
         serialised=_serialised(by_suffix[".ptx"], gpu.arch) if matrix == "wgmma.mma_async" else "",
     )

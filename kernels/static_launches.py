@@ -1,6 +1,6 @@
 """What ships, as launches on meta tensors: the shapes that static_check.py compiles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,10 +15,17 @@ from . import (
     linear_norm,
     linear_tiles,
     patch_embed,
+    tables,
 )
 from .activations import NAMES
-from .tuning import Gpu
+from .tuning import Gpu, dtype_name, hardware, which_table
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CONFIGS = {
+    "linear": linear_tiles.Config,
+    "linear_norm": linear_tiles.Config,
+    "attention": attention.Config,
+}
 MAIN = ("vit-b-16", "vit-l-16", "so400m-14-384")
 
 
@@ -134,12 +141,62 @@ def _attention(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
                 )
 
 
+def _tuned(known: Gpu) -> Iterator[tuple[str, torch.dtype, Callable]]:
+    """What was measured on GPUs of this compute capability: each entry of the tables that are in use for them."""
+    for found in tables.gpus(known.arch):
+        if found.keys() != hardware(known).keys():
+            continue
+        gpu = Gpu(**found)
+        source = which_table(gpu)
+        gpu = replace(gpu, pdl=source.switches.get("pdl", False))
+        for entry in source.entries:
+            op, shape, config = entry["op"], entry["shape"], entry["config"]
+            dtype = next((d for d in DTYPES if dtype_name(d) == shape["dtype"]), None)
+            if dtype is None:
+                continue
+            # the launcher looks a config of null up for itself, and finds the rule
+            c = config and CONFIGS[op](**tables.config_fields(op, config))
+            call = _measured(op, shape, dtype, gpu, c)
+            name = " ".join(f"{k}={v}" for k, v in shape.items())
+            yield f"tuned {op} {name} on {gpu.name}", dtype, call
+            plain = op == "linear" and not {"scale", "residual"} & set(shape["epilogue"].split("+"))
+            if plain and source.switches.get("fold") and dtype != torch.float32:
+                call = _measured_folded(shape, dtype, gpu)
+                yield f"tuned {op} {name}, norm folded, on {gpu.name}", dtype, call
+
+
+def _measured(op: str, s: Mapping[str, int | str], dtype: torch.dtype, gpu: Gpu, c) -> Callable:
+    def t(*shape: int) -> torch.Tensor:
+        return _t(*shape, dtype=dtype)
+
+    if op == "attention":
+        q = t(s["B"], s["Nq"], 3, s["H"], s["D"]).select(2, 0)
+        k, v = t(s["B"], s["N"], 3, s["H"], s["D"]).unbind(2)[1:]
+        return lambda: attention.launch(q, k, v, 1.0, gpu=gpu, config=c)
+    M, N, K = s["M"], s["N"], s["K"]
+    args = t(M, K), t(N, K), t(N)
+    if op == "linear_norm":
+        args += None, t(M, N), t(N), t(N), 1e-6
+        return lambda: linear_norm.launch(*args, gpu=gpu, config=c)
+    parts = s["epilogue"].split("+")
+    args += (next((p for p in parts if p in NAMES), None),)
+    args += t(N) if "scale" in parts else None, t(M, N) if "residual" in parts else None
+    return lambda: linear.launch(*args, gpu=gpu, config=c)
+
+
+def _measured_folded(s: Mapping[str, int | str], dtype: torch.dtype, gpu: Gpu) -> Callable:
+    x, sums = _t(s["M"], s["K"], dtype=dtype), _t(s["N"], dtype=torch.float32)
+    weight = _t(s["N"], s["K"], dtype=dtype)
+    args = x, folding._fake(x), weight, sums, sums, 1e-6
+    activation = None if s["epilogue"] == "bias" else s["epilogue"]
+    return lambda: linear_folded.launch_folded(*args, activation, gpu=gpu)
+
+
 def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
     """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, and once more with dependent
     launches and what was measured on GPUs of this kind; or all models, tiles and dtypes.
     """
-    dtypes = (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16,)
-    for dtype in dtypes:
+    for dtype in DTYPES if everything else DTYPES[:1]:
         for name in MODELS if everything else MAIN:
             m = MODELS[name]
             for batch in (64, 1):
@@ -149,6 +206,7 @@ def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Cal
         if everything:
             for launch, call in (*_tiles(dtype, gpu), *_attention(dtype, gpu)):
                 yield launch, dtype, call
+    yield from _tuned(gpu)
     if gpu.arch >= 90:
         m = MODELS[MAIN[0]]
         for launch, call in _model(m, 1, torch.bfloat16, replace(gpu, pdl=True)):

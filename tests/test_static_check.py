@@ -5,7 +5,10 @@ import os
 
 import pytest
 
-static_check = pytest.importorskip("vit_fast.kernels.static_check")
+pytest.importorskip("triton")
+import triton
+
+from vit_fast.kernels import static_check, tables, tuning
 
 
 def faults(arch, **choice):
@@ -69,6 +72,7 @@ GOOD = static_check.Compiled(
         ({"matrix": "mma.sync"}, "mma.sync for a wide tile"),
         ({"together": 3}, "too much shared memory for 3 blocks"),
         ({"starts_early": True}, "does not wait"),
+        ({"starts_early": True, "waits": 1, "early": 2}, "touches memory before it waits"),
         ({"serialised": "(C7515)"}, "serialised wgmma: (C7515)"),
     ],
 )
@@ -90,6 +94,68 @@ def test_dependent_launches_wait():
     found, bad = faults("sm_90", only="ViT-B/16-224 batch 1 qkv, dependent")
     assert [(c.starts_early, c.waits) for c in found] == [(True, 1)]
     assert not bad
+
+
+def test_what_comes_before_the_wait():
+    """A hint to the L2 cache may; a load, a copy and a store may not."""
+    hint = "cp.async.bulk.prefetch.L2.global [%rd1], %r2; mov.u32 %r3, 0;"
+    assert not static_check.accesses(f"\tmov.u32 %r1, 1;\n\t{hint}\n\tld.param.u64 %rd1, [p];\n")
+    for line in (
+        "ld.global.v4.b32 { %r1, %r2 }, [ %rd1 + 0 ];",
+        "@%p1 ld.global.b16 { %rs1 }, [ %rd1 + 0 ];",
+        "st.global.b32 [ %rd1 + 0 ], { %r1 };",
+        "cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10;",
+        "@%p3 cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1];",
+    ):
+        assert static_check.accesses(f"\tmov.u32 %r1, 1;\n\t{line}\n") == 1
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A table in the user's cache for a GPU of sm_90, with configs that no rule would choose."""
+    gpu = tuning.Gpu("NVIDIA Test-GPU", 90, 100, 227 << 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    linear = {"block_m": 64, "block_n": 32, "block_k": 32, "num_warps": 4, "num_stages": 2}
+    shape = {"M": 500, "N": 768, "K": 768, "dtype": "fp16"}
+    pieces = {"B": 2, "H": 2, "Nq": 90, "N": 90, "D": 64, "dtype": "bf16"}
+    flash = {"block_m": 64, "chunks": [0, 0, 0], "block_n": 32, "num_warps": 4, "num_stages": 2}
+    wide = {**linear, "block_m": 128, "block_n": 256}
+    entries = [
+        ("linear", {**shape, "epilogue": "gelu"}, linear),
+        ("linear", {**shape, "epilogue": "scale+residual"}, wide),
+        ("linear_norm", shape, {**linear, "splits": 2}),
+        ("attention", pieces, flash),
+        ("attention", {**pieces, "N": 77, "Nq": 77}, None),
+    ]
+    table = {
+        "schema": tables.SCHEMA,
+        "gpu": tuning.hardware(gpu),
+        "versions": {"triton": triton.__version__},
+        "date": "2026-11-21",
+        "switches": {"pdl": {"on": True}, "fold": {"on": False}},
+        "entries": [dict(zip(("op", "shape", "config"), entry)) for entry in entries],
+    }
+    tables.write(tables.user_path(gpu.name), table)
+    other = {**table, "gpu": {**table["gpu"], "name": "Another", "arch": 80}}
+    tables.write(tables.user_path("another"), other)
+    tables.user_path("broken").write_text("{")
+
+
+def test_what_was_measured_on_gpus_of_this_kind(measured):
+    """Every entry is compiled, as the user's launches would; a kernel that spills is found."""
+    found, bad = faults("sm_90", only="tuned ")
+    assert all("on NVIDIA Test-GPU" in c.launch and c.starts_early for c in found)
+    tiles = [c.config for c in found if c.kernel == "linear_descriptor_kernel"]
+    assert [t.split(" stages")[0].rsplit("BLOCK_M", 1)[1] for t in tiles] == [
+        "=64 BLOCK_N=32 BLOCK_K=32 SLICES=1 warps=4",
+        "=128 BLOCK_N=256 BLOCK_K=32 SLICES=1 warps=4",
+        "=64 BLOCK_N=32 BLOCK_K=32 SLICES=1 warps=4",
+    ]
+    assert {c.dtype for c in found if "linear" in c.launch} == {"fp16"}
+    assert "BLOCK_N=32" in next(c.config for c in found if c.kernel == "flash_kernel")
+    assert "Nq=77" in next(c.launch for c in found if c.kernel == "one_pass_kernel")
+    assert bad and all("BLOCK_N=256" in config for _, config, _ in bad)
+    assert any(fault.startswith("spills") for *_, why in bad for fault in why)
 
 
 def test_a_failure_is_reported_with_its_words():
