@@ -8,7 +8,8 @@ so x itself is multiplied, and its mean and rstd enter in the epilogue: the pass
 is gone. s has to be summed over W' as it was rounded: then what x's mean adds to x W'^T is what mean s takes away,
 whatever the rounding. What remains is the rounding of x W'^T in fp32, magnified where a row's mean is many times its
 spread. In half precision that is far below the rounding of LayerNorm(x) itself; in fp32 it is not (at a mean of 31
-spreads 3 times PyTorch's error), and LayerNorm stays. Rows that are constant but for rounding are not for this at all.
+spreads 3 times PyTorch's error), and LayerNorm stays. Rows that are constant but for rounding are not for this at all,
+nor is fp16 where a whole gamma is so small (1e-4) that W' is under fp16's smallest normal number, 6e-5.
 
 mean and rstd come from whoever wrote x: the launch that adds the residual leaves the
 mean of each 64 values and the sum of squares around it, and the reader puts the parts together as in Chan, Golub

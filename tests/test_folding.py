@@ -77,6 +77,17 @@ def test_against_float64(rows, width, n, activation, mean, layout, arch, dtype):
     assert_as_accurate(y, ref, baseline)
 
 
+def test_eps_counts_where_rows_are_small():
+    """A spread of 1e-3 beside an eps of 1e-5: rows come out a third as large as without."""
+    x, w = values("tiny", 50, 192).half(), (values("normal", 64, 192, seed=1) / 14).half()
+    b, g, h = (values("normal", m, seed=i).half() for m, i in ((64, 2), (192, 3), (192, 4)))
+    ops, eps = torch_ops(), 1e-5
+    ref = linear_ref(layer_norm_ref(*f64(x, g, h), eps), *f64(w, b))
+    baseline = ops.linear(ops.layer_norm(x, g, h, eps), w, b)
+    y = launch_folded(x, row_statistics(x), *fold(w, b, g, h), eps)
+    assert_as_accurate(y, ref, baseline)
+
+
 def test_column_sums_are_of_the_rounded_weight():
     """With those of the unrounded one what a row's mean adds is not taken away."""
     w, g = (values("normal", 64, 768, seed=1) / 28).half(), values("normal", 768, seed=2).half()
