@@ -81,7 +81,8 @@ class Linear(nn.Module):
         w = self._derived.get(
             "folded", [*weights, norm.weight], lambda: fold_norm_weight(weights, norm.weight)
         )
-        sums = self._derived.get("column sums", [*weights, norm.weight], lambda: w.float().sum(1))
+        # of that very w: another thread may have written to the weights since
+        sums = self._derived.get("column sums", [w], lambda: w.float().sum(1))
         b = self._derived.get(
             "folded bias",
             [*weights, *biases, norm.bias],
