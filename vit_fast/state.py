@@ -159,9 +159,10 @@ class State:
 
     def forget(self) -> None:
         """Drops the engine, with all that it holds; the next call makes a new one."""
-        if self.bound is not None and self.bound.engine is not None:
-            self.bound.engine.release_graphs()
-        self.bound = None
+        with self.lock:  # not while another thread binds the same engine once more
+            bound, self.bound = self.bound, None
+        if bound is not None and bound.engine is not None:
+            bound.engine.release_graphs()
 
     def _warn(self, model: PreTrainedModel) -> None:
         if model.training or self.warned:
