@@ -26,7 +26,7 @@ _requires_grad = torch._C.TensorBase.requires_grad.__get__
 class Watch:
     """`modules` as they are now. `attributes`: names of plain attributes that count, by module class.
 
-    root: a module whose children count, and nothing else of it. No reference to it is kept.
+    root: a module whose own children and parameters count, and nothing else of it. No reference to it is kept.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Watch:
         modules = list(modules)
         owned = [m._modules for m in modules] + [m._parameters for m in modules]
         if root is not None:
-            owned.append(root._modules)
+            owned += root._modules, root._parameters
         self._empty = [d for d in owned if not d]
         self._owned = [d for d in owned if d]
         self._members = get_referents(*self._owned)
