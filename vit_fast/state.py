@@ -99,7 +99,12 @@ class State:
         if weight.device.type != "cpu" and ops.name == "torch":
             return Bound(watch, config, why)
         engine = self.bound.engine if self.bound else None
-        if engine is not None and engine.spec == spec and self.bound.ops is ops:
+        if (
+            engine is not None
+            and engine.spec == spec
+            and self.bound.ops is ops
+            and self.bound.watch.no_child_was_put()
+        ):
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             if engine is not None:
