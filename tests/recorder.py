@@ -101,6 +101,9 @@ class SoftwareRecorder:
     def nbytes(self) -> int:
         return self.pool
 
+    def wait(self) -> None:
+        """Nothing runs behind a call."""
+
     def reset(self) -> None:
         self.pool, self.tapes = 0, []
         self.resets += 1

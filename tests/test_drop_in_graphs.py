@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import ViTForImageClassification, ViTModel
 
 import vit_fast
 from models import hf_model, images
-from recorder import SoftwareRecorder
+from recorder import SoftwareRecorder, recorded_vit
 from test_drop_in_changes import WRITES
 from twins import PIXELS, assert_fast, assert_same, assert_stock, reason, twins
 from vit_fast.state import state_of
@@ -261,3 +262,37 @@ def test_warmup(pair):
         UserWarning, match="warmup: the model runs transformers' own forward: attn_impl"
     ):
         vit_fast.warmup(fast, [(1, 3, 32, 32)])
+
+
+def test_a_refresh_while_another_thread_binds(pair, monkeypatch):
+    """It does not bring back what the refresh has dropped."""
+    stock, fast = pair
+    assert_replayed(fast, stock, PIXELS)
+    state, threads = state_of(fast), []
+    old, bind = engine_of(fast), state._bind
+
+    def slow(model):
+        bound = bind(model)
+        threads.append(threading.Thread(target=vit_fast.refresh, args=(model,)))
+        threads[0].start()
+        threads[0].join(0.3)
+        return bound
+
+    monkeypatch.setattr(state, "_bind", slow)
+    for model in pair:
+        model.train().eval()
+        model.config = copy.deepcopy(model.config)
+    assert_fast(fast, stock, PIXELS)
+    threads[0].join()
+    monkeypatch.undo()
+    assert state.bound is None or engine_of(fast) is not old
+    assert_fast(fast, stock, PIXELS)
+
+
+def test_warmup_of_other_things():
+    vit = recorded_vit()
+    vit_fast.warmup(nn.ModuleList([vit]), [(1, 3, 32, 32)], hidden_states=True)
+    assert vit.graph_report().count == 1
+    for nothing in (twins(ViTModel)[0], nn.Linear(1, 1), object()):
+        with pytest.warns(UserWarning, match="warmup found nothing accelerated in a"):
+            vit_fast.warmup(nothing, [(1, 3, 32, 32)])

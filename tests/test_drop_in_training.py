@@ -119,6 +119,20 @@ def test_lora(cls, order, targets):
     assert_fast(merged, stock, PIXELS)
 
 
+def test_an_adapter_that_is_merged_before_a_call():
+    """PEFT writes through .data, and puts the same layer back: nothing but that tells."""
+    peft = pytest.importorskip("peft")
+    stock, fast = twins(ViTModel)
+    before = assert_fast(fast, stock, PIXELS).last_hidden_state
+    for model in (stock, fast):
+        torch.manual_seed(3)
+        config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        assert peft.get_peft_model(model, config).merge_and_unload() is model
+    with torch.no_grad():
+        assert not torch.equal(fast(PIXELS).last_hidden_state, before)
+    assert_fast(fast, stock, PIXELS)
+
+
 def test_lora_with_a_trained_classifier():
     peft = pytest.importorskip("peft")
     stock, fast = twins(ViTForImageClassification)

@@ -214,3 +214,44 @@ def test_functional_call(vit):
         assert close(vit(pixels), expected[0])
         assert close(torch.func.functional_call(vit, other, (pixels,)), expected[1])
     assert recorder(vit).records < 10
+
+
+def test_a_fused_step_during_a_capture(vit):
+    """By another thread, behind what the graph has read."""
+    steps = []
+
+    class Stepped(SoftwareRecorder):
+        def record(self, *args):
+            recording = super().record(*args)
+            if not steps:
+                steps.append(optimizer.step())
+            return recording
+
+    vit.recorder = Stepped
+    with torch.inference_mode(False):
+        optimizer = torch.optim.AdamW([vit.cls_token, vit.pos_embed], lr=0.5, fused=True)
+        for p in (vit.cls_token, vit.pos_embed):
+            p.grad = torch.ones_like(p)
+        with torch.no_grad():
+            vit(images(2, 3, 40, 48))
+            for _ in range(4):
+                check(vit, images(2, 3, 40, 48))
+    assert steps and recorder(vit).replays > 1
+
+
+def test_a_refresh_while_another_thread_calls(vit, monkeypatch):
+    """What that one captures in between is not of what was derived before."""
+    pixels = images(2, 3, 40, 48)
+    vit(pixels)
+    vit.pos_embed.data.mul_(2)
+    release = vit.release_graphs
+
+    def called_in_between():
+        release()
+        for _ in range(3):
+            vit(pixels)
+
+    monkeypatch.setattr(vit, "release_graphs", called_in_between)
+    vit.refresh()
+    for _ in range(3):
+        check(vit, pixels)

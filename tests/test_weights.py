@@ -241,3 +241,16 @@ def test_normalization_refuses_nonsense():
         Normalization(1.0, (0.0,) * 3, (1.0,))
     with pytest.raises(ValueError, match="std must not be zero"):
         Normalization(1.0, (0.0,), (0.0,))
+
+
+def test_a_write_while_it_is_made(twice):
+    """By another thread, say: what was made may be of either, so the next call makes it anew."""
+    p = torch.ones(4)
+
+    def build():
+        made = 2 * p
+        p.mul_(3)
+        return made
+
+    twice.derived.get("twice", [p], build)
+    twice(p)

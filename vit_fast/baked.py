@@ -62,11 +62,13 @@ class Graph:
         """What it reads, made anew in its place."""
         # held: the memory that the recording reads
         self._reads = reads
+        steps = all_steps()
         known = [(t, version) for kept in reads for t, _, _, _, version, _ in kept.sources]
         # inference tensors keep no version
         self._sources = [t for t, version in known if version is not None]
         self._versions = [version for _, version in known if version is not None]
-        self._steps = all_steps()
+        # -1, never: one of them was stepped between the reading and now
+        self._steps = -1 if any(kept.stepped() for kept in reads) else steps
 
     def fresh(self) -> bool:
         """Whether nothing was written to what that was derived from."""

@@ -83,19 +83,26 @@ def refresh(model: T) -> T:
 def warmup(
     model: T, shapes: Iterable[Sequence[int]], dtype: torch.dtype | None = None, **call: Any
 ) -> T:
-    """Calls each accelerated encoder in `model` with zeros of each of `shapes`, (B, C, H, W); returns `model`.
+    """Calls each accelerated encoder, or ViT, in `model` with zeros of each of `shapes`, (B, C, H, W); returns `model`.
 
     So that no later call of these shapes captures a CUDA graph or compiles a kernel; on a CPU what is derived from
     weights is made. dtype: of the pixels to come, None for the model's. call: arguments of the calls to come:
-    output_hidden_states=True, or interpolate_pos_encoding=True for sizes that are not the model's own.
+    output_hidden_states=True, or interpolate_pos_encoding=True for sizes that are not the model's own; of a ViT those
+    of features().
 
-    Warns where transformers' own forward answers. ValueError for a shape that is none.
+    Warns where transformers' own forward answers, or nothing is there to warm up. ValueError for a shape that is none.
     """
     for shape in (shapes := list(shapes)):
         check_shape(shape)
+    found = False
+    for _, module in _modules(model):
+        if isinstance(module, ViT):
+            found = True
+            module.warmup(shapes, dtype, **call)
     for name, module in _encoders(model):
         if stock_class(module) is type(module):
             continue
+        found = True
         state = state_of(module)
         for shape in shapes:
             if state.bound is not None and state.bound.engine is not None:
@@ -109,6 +116,10 @@ def warmup(
                     f"vit_fast.warmup: {name or 'the model'} runs transformers' own forward: {state.last_reason}",
                     stacklevel=2,
                 )
+    if not found:
+        warnings.warn(
+            f"vit_fast.warmup found nothing accelerated in a {type(model).__name__}", stacklevel=2
+        )
     return model
 
 

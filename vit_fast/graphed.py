@@ -130,12 +130,14 @@ class Graphed(nn.Module):
     def _watched(self) -> Watch:
         watch = self._watch
         if watch is None or not watch.unchanged():
-            watch = self._watch = Watch(self.modules(), _WATCHED)
+            # without itself: it would not be freed with its last reference
+            inner = [m for m in self.modules() if m is not self]
+            watch = self._watch = Watch(inner, _WATCHED, root=self)
         return watch
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
-        # to another device or dtype: the graphs, and the old weights that they hold, go first
-        self.release_graphs()
+        # to another device or dtype: what was made of the old weights, and holds them, goes first
+        self.refresh()
         return super()._apply(fn, recurse)
 
 

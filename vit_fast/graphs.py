@@ -191,13 +191,11 @@ class GraphCache:
         if not self._is_due(engine, key, ops):
             return engine.encode(pixels.to(key.dtype), ops, key.rows, key.keep)
         batch = len(pixels)
-        x = pixels
-        if batch < key.batch:
-            # at the graph's own batch, so that what it launches is compiled
-            x = pixels.new_zeros(key.batch, *pixels.shape[1:])
-            x[:batch].copy_(pixels)
+        # a tensor like the graph's own, also in its strides: so that what it launches is compiled
+        x = torch.zeros(key.batch, *pixels.shape[1:], dtype=key.dtype, device=pixels.device)
+        x[:batch].copy_(pixels)
         with reading() as reads:
-            tokens, kept = engine.encode(x.to(key.dtype), ops, key.rows, key.keep)
+            tokens, kept = engine.encode(x, ops, key.rows, key.keep)
         if batch < key.batch:
             tokens = tokens[:batch].clone()
             kept = {i: y[:batch].clone() for i, y in kept.items()}
@@ -270,12 +268,15 @@ class GraphCache:
     def _keep(self, key: Key, graph: Graph, nbytes: int) -> None:
         self._graphs[key], self._nbytes = graph, nbytes
         if len(self._graphs) > self._count:
+            self._recorder.wait()
             self._graphs.popitem(last=False)
             self._wasted()
 
     def _drop(self) -> None:
         if self._graphs:
             self._wasted()
+            # what they hold, derived weights too, may be read on any stream
+            self._recorder.wait()
         self._graphs.clear()
         self._nbytes = 0
         self._recorder.reset()

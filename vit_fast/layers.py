@@ -28,6 +28,15 @@ class Folded(NamedTuple):
         return Folded(self.x[:, :rows], stats, self.norm)
 
 
+def _runs_as_it_is(module: nn.Module, cls: type) -> bool:
+    """Whether calling it runs cls.forward and nothing else: then that need not be called to have what it gives."""
+    return (
+        type(module) is cls
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and "forward" not in module.__dict__
+    )
+
+
 class Linear(nn.Module):
     """x [..., K] -> [..., N] through ops.linear.
 
@@ -63,9 +72,11 @@ class Linear(nn.Module):
         self, norm: "LayerNorm | None", x: Tensor, ops: Ops, residual: Tensor, fold: bool = True
     ) -> tuple[Tensor, Tensor | Folded | None]:
         """y = residual + self(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
+        plain = _runs_as_it_is(self, Linear)
+        if norm is None or not (plain and _runs_as_it_is(norm, LayerNorm)):
+            y = self(x, ops, residual=residual)
+            return y, None if norm is None else norm(y, ops)
         w, b = self._weight(ops, None), self._whole("bias", None)
-        if norm is None:
-            return ops.linear(x, w, b, residual=residual), None
         if ops.folding is not None and fold:
             y, stats = ops.folding.linear_statistics(x, w, b, None, residual)
             return y, Folded(y, stats, norm)
@@ -81,7 +92,8 @@ class Linear(nn.Module):
         w = self._derived.get(
             "folded", [*weights, norm.weight], lambda: fold_norm_weight(weights, norm.weight)
         )
-        sums = self._derived.get("column sums", [*weights, norm.weight], lambda: w.float().sum(1))
+        # of that very w: another thread may have written to the weights since
+        sums = self._derived.get("column sums", [w], lambda: w.float().sum(1))
         b = self._derived.get(
             "folded bias",
             [*weights, *biases, norm.bias],
@@ -124,7 +136,9 @@ class LayerNorm(nn.Module):
 
     def first(self, x: Tensor, ops: Ops) -> "Tensor | Folded":
         """norm(x) for the layers that read it, where no linear layer has left statistics."""
-        return self(x, ops) if ops.folding is None else Folded(x, ops.folding.statistics(x), self)
+        if ops.folding is None or not _runs_as_it_is(self, LayerNorm):
+            return self(x, ops)
+        return Folded(x, ops.folding.statistics(x), self)
 
 
 class Attention(nn.Module):

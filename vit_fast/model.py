@@ -146,10 +146,11 @@ class ViT(Graphed):
 
     def refresh(self) -> None:
         """Forgets what was derived from the parameters, and the graphs that read it."""
-        self.release_graphs()
         for m in self.modules():
             if hasattr(m, "_derived"):
                 m._derived.clear()
+        # last: one that another thread captures meanwhile reads what was there before
+        self.release_graphs()
 
     @property
     def dtype(self) -> torch.dtype:

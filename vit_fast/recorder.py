@@ -11,7 +11,7 @@ PyTorch operations on a CPU (tests/recorder.py).
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,9 @@ class CudaRecorder:
         self.device = device
         self.limit = torch.cuda.get_device_properties(device).total_memory // 4
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream()
+            # PyTorch hands out the same 32 streams of each priority again and again. What another thread launched on
+            # this one during a capture would be captured: of the highest priority it is hardly anyone else's.
+            self._stream = torch.cuda.Stream(priority=torch.cuda.Stream.priority_range()[1])
         self._last = torch.cuda.Event()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -77,18 +79,36 @@ class CudaRecorder:
         """
         graph = torch.cuda.CUDAGraph()
         with _capture, torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            # other threads may go on allocating and launching meanwhile
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            with self._cleaning_up():
+                # other threads may go on allocating and launching meanwhile
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 pixels = torch.empty(shape, dtype=dtype, device=self.device)
                 outputs = run(pixels)
             except BaseException:
                 # says once more that the capture failed, if it was invalidated; the first error says why
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(RuntimeError), self._cleaning_up():
                     graph.capture_end()
                 raise
-            graph.capture_end()
+            with self._cleaning_up():
+                graph.capture_end()
+        if not self._holds(pixels):
+            raise RuntimeError(
+                "its memory comes from another pool, as under torch.cuda.use_mem_pool"
+            )
         return Recording(pixels, outputs, graph.replay)
+
+    @contextlib.contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        """Where a capture was invalidated, PyTorch up to 2.13 leaves the allocator in the middle of it: it would free
+        nothing from then on."""
+        try:
+            yield
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
+                torch._C._cuda_releasePool(self.device.index, self._pool)
+            raise
 
     def begin(self) -> torch.cuda.Stream:
         """Before anything of a recording is written or launched on the current stream."""
@@ -100,17 +120,30 @@ class CudaRecorder:
         """After the last use of a recording's outputs."""
         self._last.record(stream)
 
+    def wait(self) -> None:
+        """Until no recording runs, on any stream."""
+        self._last.synchronize()
+
     def nbytes(self) -> int:
         """Bytes of GPU memory in the pool."""
-        return sum(
-            segment["total_size"]
+        return sum(segment["total_size"] for segment in self._segments())
+
+    def _holds(self, t: Tensor) -> bool:
+        return any(
+            0 <= t.data_ptr() - segment["address"] < segment["total_size"]
+            for segment in self._segments()
+        )
+
+    def _segments(self) -> list[dict]:
+        return [
+            segment
             for segment in torch.cuda.memory_snapshot()
             if tuple(segment["segment_pool_id"]) == tuple(self._pool)
-        )
+        ]
 
     def reset(self) -> None:
         """A new pool. The memory of the old one, whose recordings are gone, goes back to the GPU."""
-        self._last.synchronize()
+        self.wait()
         self._pool = torch.cuda.graph_pool_handle()
         # refused during a capture of someone else's: the allocator then takes the memory back when it needs it
         with contextlib.suppress(RuntimeError):

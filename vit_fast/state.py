@@ -99,7 +99,12 @@ class State:
         if weight.device.type != "cpu" and ops.name == "torch":
             return Bound(watch, config, why)
         engine = self.bound.engine if self.bound else None
-        if engine is not None and engine.spec == spec and self.bound.ops is ops:
+        if (
+            engine is not None
+            and engine.spec == spec
+            and self.bound.ops is ops
+            and self.bound.watch.no_child_was_put()
+        ):
             engine.read(sources)  # what was derived from unchanged weights is kept
         else:
             if engine is not None:
@@ -159,9 +164,10 @@ class State:
 
     def forget(self) -> None:
         """Drops the engine, with all that it holds; the next call makes a new one."""
-        if self.bound is not None and self.bound.engine is not None:
-            self.bound.engine.release_graphs()
-        self.bound = None
+        with self.lock:  # not while another thread binds the same engine once more
+            bound, self.bound = self.bound, None
+        if bound is not None and bound.engine is not None:
+            bound.engine.release_graphs()
 
     def _warn(self, model: PreTrainedModel) -> None:
         if model.training or self.warned:

@@ -22,11 +22,23 @@ _pre_hooks = itemgetter("_forward_pre_hooks")
 _address = torch._C.TensorBase.data_ptr
 _requires_grad = torch._C.TensorBase.requires_grad.__get__
 
+# id of a module that was watched -> how often a child was put into it
+_puts: dict[int, int] = {}
+_counting: list[bool] = []
+_all_puts = 0
+
+
+def _count_puts(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    global _all_puts
+    if id(module) in _puts:
+        _puts[id(module)] += 1
+        _all_puts += 1
+
 
 class Watch:
     """`modules` as they are now. `attributes`: names of plain attributes that count, by module class.
 
-    root: a module whose children count, and nothing else of it. No reference to it is kept.
+    root: a module whose own children and parameters count, and nothing else of it. No reference to it is kept.
     """
 
     def __init__(
@@ -36,9 +48,15 @@ class Watch:
         root: nn.Module | None = None,
     ) -> None:
         modules = list(modules)
+        if not _counting:
+            _counting.append(True)
+            global_hooks.register_module_module_registration_hook(_count_puts)
+        self._all_puts = _all_puts
+        watched = map(id, modules if root is None else [*modules, root])
+        self._puts = {i: _puts.setdefault(i, 0) for i in watched}
         owned = [m._modules for m in modules] + [m._parameters for m in modules]
         if root is not None:
-            owned.append(root._modules)
+            owned += root._modules, root._parameters
         self._empty = [d for d in owned if not d]
         self._owned = [d for d in owned if d]
         self._members = get_referents(*self._owned)
@@ -67,7 +85,8 @@ class Watch:
 
     def unchanged(self) -> bool:
         return (
-            self._same_members()
+            self.no_child_was_put()
+            and self._same_members()
             and not any(self._empty)
             and list(map(_address, self._first)) == self._addresses
             and list(map(type, self._modules)) == self._types
@@ -76,6 +95,16 @@ class Watch:
             and sum(map(contains, self._dicts, repeat("forward"))) == self._overridden
             and self._attribute_values() == self._values
         )
+
+    def no_child_was_put(self) -> bool:
+        """False also where one was taken out and put back: PEFT does so with a layer that it merges an adapter into,
+        and writes to its weight in a way that PyTorch does not count."""
+        before = _all_puts
+        if self._all_puts != before:
+            if any(_puts[i] != count for i, count in self._puts.items()):
+                return False
+            self._all_puts = before
+        return True
 
     def _same_members(self) -> bool:
         # the values of all those dicts as one list: in C, a quarter of the time that their iterators take

@@ -113,9 +113,15 @@ def _count_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 class Kept:
-    """A result, and the tensors it was made from: the same objects, over the same memory, unchanged."""
+    """A result, and the tensors it is made from: the same objects, over the same memory, unchanged.
 
-    def __init__(self, sources: Sequence[Tensor], result: Tensor, baked: bool = False) -> None:
+    Written down before it is made, so that a write meanwhile, by another thread, counts as one behind it.
+    """
+
+    result: Tensor
+    baked = False  # a graph reads it at its address
+
+    def __init__(self, sources: Sequence[Tensor]) -> None:
         if not _counting:
             _counting.append(True)
             register_optimizer_step_post_hook(_count_steps)
@@ -128,8 +134,7 @@ class Kept:
         ]  # fmt: skip
         self.dtypes = [t.dtype for t in sources]
         self.storages = [t.untyped_storage() for t in sources]
-        self.result = result
-        self.baked = baked  # a graph reads it at its address
+        self.streams: list[int] = []  # on which it was read, beside the one that it was made on
 
     def is_of(self, sources: Sequence[Tensor]) -> bool:
         for (kept, _, _, _, version, steps), t in zip(self.sources, sources):
@@ -147,6 +152,18 @@ class Kept:
             if t.shape != shape or t.stride() != stride:
                 return False
         return [t.dtype for t in sources] == self.dtypes
+
+    def stepped(self) -> bool:
+        """Whether an optimizer has stepped since."""
+        return any(_steps[id(t)] != steps for t, _, _, _, _, steps in self.sources)
+
+    def read(self) -> None:
+        """On the current stream: nobody gets its memory, once it is not held, before that stream has come so far."""
+        device = self.result.device
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        if stream not in self.streams:
+            self.streams.append(stream)
+            self.result.record_stream(torch.cuda.current_stream(device))
 
 
 class WeightsChanged(RuntimeError):
@@ -230,6 +247,8 @@ class Derived:
                     self._kept[key] = self._kept.pop(key)  # newest last
         if _thread.reads is not None:
             _thread.reads.append(kept)
+        if kept.result.is_cuda and not (users or _thread.capturing):
+            kept.read()
         if users:
             with self._lock:
                 if all(t is not kept.result for t in self._pinned):
@@ -241,9 +260,11 @@ class Derived:
         with self._lock:
             kept = self._kept.pop(key, None)
             if kept is None or not kept.is_of(sources):
-                baked = kept is not None and kept.baked and kept.in_place(sources)
-                result = _build(build, kept.result if baked else None)
-                kept = Kept(sources, result, baked and result is kept.result)
+                last = kept if kept is not None and kept.baked and kept.in_place(sources) else None
+                kept = Kept(sources)
+                kept.result = _build(build, last and last.result)
+                if last is not None and kept.result is last.result:
+                    kept.baked, kept.streams = True, last.streams
             self._kept[key] = kept  # newest last
             sized = [k for k in self._kept if isinstance(k, tuple)]
             for old in sized[:-SIZES]:
