@@ -1,4 +1,4 @@
-"""The GPU program's whole models: each variant of ours can be a graph, and is checked with and without poisoned memory."""
+"""The GPU program's whole models: each variant can be a graph, and is checked with poisoned memory and without."""
 
 from types import SimpleNamespace
 
