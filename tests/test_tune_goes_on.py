@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ import fake_tuning
 from fake_tuning import CASES, CPU, GPU, SLOW, VERSIONS, FakeTimer, run, times
 from vit_fast.kernels import linear_tiles, tables, tuning
 from vit_fast.tune import SWITCHES, tune
+from vit_fast.tune_cases import LAUNCH
 
 stand_ins = pytest.fixture(autouse=True)(fake_tuning.stand_ins)
 timer = pytest.fixture(fake_tuning.timer)
@@ -88,13 +89,47 @@ def test_switches(stand_ins, on, faster):
             return [[program(0)] * rounds for program in programs]
 
     path = tables.user_path(GPU.name)
-    switches = {"pdl": lambda device: (lambda i: 10.0, lambda i: on)}
+    switches = {"pdl": lambda device, gpu: (lambda i: 10.0, lambda i: on)}
     timer = Timer(stand_ins, times)
     report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
     assert report.measured == 1
     assert tuning.switch(GPU, "pdl") is faster
     report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
     assert (report.kept, report.measured) == (1, 0)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_all_behind_pdl_is_measured_as_it_will_be_launched(timer, monkeypatch, early):
+    """Whatever an earlier table says; and when the switches were measured in an earlier call."""
+    seen, asked = [], []
+    for op, launch in LAUNCH.items():
+
+        def run_it(*args, gpu, config, launch=launch):
+            seen.append(gpu.pdl)
+            return launch(*args, gpu=replace(gpu, pdl=False), config=config)
+
+        monkeypatch.setitem(LAUNCH, op, run_it)
+
+    def switch(device, gpu):
+        asked.append(gpu.pdl)
+        return (lambda i: 10.0, lambda i: 10.0)
+
+    def times_of(programs, sets, rounds):
+        if asked and not seen:
+            return [[10.0] * rounds, [8.0 if early else 12.0] * rounds]
+        for program in programs:
+            program(0)
+        return [[10.0] * rounds for _ in programs]
+
+    monkeypatch.setattr(FakeTimer, "__call__", lambda self, *args: times_of(*args))
+    path, gpu = tables.user_path(GPU.name), replace(GPU, pdl=not early)
+    switches = {"pdl": switch, "fold": switch}
+    tune(CASES[:1], gpu, CPU, timer, path, VERSIONS, switches=switches)
+    assert asked == [False, early]
+    assert set(seen) == {early}
+    seen.clear()
+    tune(CASES[1:2], gpu, CPU, timer, path, VERSIONS, switches=switches)
+    assert len(asked) == 2 and set(seen) == {early}
 
 
 def test_the_switches_that_are_measured_can_be_measured():

@@ -40,8 +40,8 @@ class Timer(Protocol):
     ) -> list[list[float]]: ...
 
 
-# name -> the two ways to run, without and with: (device) -> (off, on), programs as a Timer takes them
-Switches = Mapping[str, Callable[[torch.device], tuple[Callable[[int], object], ...]]]
+# name -> the two ways to run, without and with: (device, gpu) -> (off, on), programs as a Timer takes them
+Switches = Mapping[str, Callable[[torch.device, Gpu], tuple[Callable[[int], object], ...]]]
 
 
 def here() -> tuple[Gpu, torch.device, Timer]:
@@ -105,8 +105,10 @@ def tune(
     for kind, job in progress(jobs):
         if clock() >= end:
             break
+        # launched as it will be: an earlier table, or none, may be in use until this one is done
+        gpu = dataclasses.replace(gpu, pdl=table["switches"].get("pdl", {}).get("on", False))
         if kind == "switch":
-            table["switches"][job] = _measure_switch(switches[job](device), timer)
+            table["switches"][job] = _measure_switch(switches[job](device, gpu), timer)
         else:
             try:
                 entry = measure(job, gpu, device, timer, table["failed"], report.notes)
@@ -143,7 +145,7 @@ def measure(
 
 def _measure(case: Case, gpu: Gpu, device, timer: Timer, failed, notes) -> dict[str, Any] | None:
     rule = case.rule(gpu)
-    inputs = set_up(case, device, timer.sets(case.nbytes))
+    inputs = set_up(case, device, timer.sets(case.nbytes), gpu)
     known = [f["config"] for f in failed if _is_of(f, case)]
     right = []
     for config in dict.fromkeys((rule, *case.candidates(gpu))):
