@@ -232,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         found = forecasts(hw, args.model, args.batch, args.dtype)
         results = json.loads(path.read_text()) if args.results or path.exists() else None
+        if results and results.get("machine", {}).get("dry_run"):
+            raise ValueError(f"{path} is of a dry run: its times mean nothing")
         compared = [] if results is None else compare(found, results, args.dtype)
         if args.log:
             write_between_marks(args.log, summary(found))

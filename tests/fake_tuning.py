@@ -28,9 +28,9 @@ def stand_ins(monkeypatch, tmp_path):
     launched = []
 
     def recorded(launch):
-        def run(*args, config):
+        def run(*args, gpu, config):
             launched.append(config)
-            return launch(*args, config=config)
+            return launch(*args, gpu=gpu, config=config)
 
         return run
 

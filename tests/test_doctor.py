@@ -57,6 +57,8 @@ def test_what_is_printed():
         assert words in said
     assert "torch is for  a CPU" in str(diagnose(LAPTOP))
     assert "driver        none of NVIDIA found" in str(diagnose(LAPTOP))
+    no_gpu = "gpu           none that PyTorch sees: models run on the CPU"
+    assert no_gpu in str(diagnose(LAPTOP)) and no_gpu not in said
 
 
 def with_version(name, version, facts=GOOD):

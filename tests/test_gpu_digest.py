@@ -203,11 +203,75 @@ def test_an_output_that_is_not_written_is_seen(monkeypatch):
     assert "isnan differs" in kernel_row(TOY, "layer_norm", arguments)["wrong"]
 
 
-def test_candidates_that_cannot_be_imported_are_told(monkeypatch):
+def test_candidates_that_cannot_run_here_are_left_out_and_told(monkeypatch, data):
+    """For want of a GPU, on a GPU that they are not for, without Gluon."""
+    h200, a100 = KNOWN["sm_90"], KNOWN["sm_80"]
+    monkeypatch.setattr(candidates, "CANDIDATES", (Stand("g", "linear"),))
+
+    def found(setting, gpu):
+        cells = list(candidates.cells(setting, gpu))
+        told = [c for c in cells if c.run is candidates.unavailable]
+        return told, [c for c in cells if c.params.get("candidate") == "g"]
+
+    monkeypatch.setattr(candidates, "REASON", "")
+    told, tried = found(FULL, h200)
+    assert not told and tried
+    assert not any(c.ours for c in tried) and all(c.limit == 20 for c in tried)
     monkeypatch.setattr(candidates, "REASON", "no Gluon")
-    (cell,) = (c for c in candidates.cells(TOY, KNOWN["sm_90"]) if c.run is candidates.unavailable)
-    with pytest.raises(ImportError, match="no Gluon"):
-        cell.run(TOY, **cell.params)
+    for setting, gpu, why in (
+        (FULL, h200, "no Gluon"),
+        (FULL, a100, "for compute capability 9.0, A100 has 8.0: left out"),
+        (TOY, h200, "need a GPU: left out"),
+    ):
+        (cell,), tried = found(setting, gpu)
+        assert not tried
+        row = cell.run(setting, **cell.params)
+        assert why in row["left_out"]
+        data["cells"]["checks/it"] = {**row, "status": "ok"}
+        assert f"left out: 1\n  checks/it: {row['left_out']}" in "\n".join(summary.lines(data))
+
+
+class Stand:
+    """A candidate that applies everywhere."""
+
+    def __init__(self, name, op):
+        self.name, self.op = name, op
+
+    def applies(self, shape):
+        return True
+
+
+def test_a_config_of_our_own_that_is_wrong_is_a_failure_and_large_ones_are_checked_alone():
+    checks = [c for c in candidates.cells(FULL, KNOWN["sm_90"]) if c.run is candidates.checked]
+    for cell in checks:
+        assert cell.ours == (not isinstance(cell.params["candidate"], str))
+        assert cell.alone == (cell.params["operation"].bytes > candidates.LARGE)
+    assert {c.alone for c in checks} == {True, False}
+
+
+def test_a_dry_run_says_that_its_numbers_mean_nothing(data):
+    for text in (summary.lines(data), table.markdown(data)):
+        assert "mean nothing" not in "\n".join(text)
+    data["machine"]["dry_run"] = True
+    for text in (summary.lines(data), table.markdown(data)):
+        assert "\n".join(text).count("its times and ratios mean nothing") == 1
+
+
+def test_what_a_vendor_does_not_have():
+    """Whatever its words: a fault of its own does not take our row with it, an error of CUDA's does."""
+
+    def fails(error):
+        def call():
+            raise error
+
+        return call
+
+    for words in ("No available kernel. Aborting execution.", "cuDNN Frontend error: no plan\nat"):
+        assert programs.missing(fails(RuntimeError(words))) == words.splitlines()[0]
+    assert programs.missing(lambda: None) == ""
+    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("CUDA error")):
+        with pytest.raises(type(error)):
+            programs.missing(fails(error))
 
 
 @on_cpu

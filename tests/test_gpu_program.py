@@ -1,13 +1,11 @@
-"""The GPU program: cells that fail, crash, hang or spoil their process; minutes, order, resuming; and a dry run."""
+"""The GPU program: cells that fail, crash, hang or spoil their process; minutes, order, resuming."""
 
 import json
 import os
-import subprocess
 import sys
 import time
 import types
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,6 @@ from benchmarks.gpu.cells import Cell, chosen
 from benchmarks.gpu.results import Results, smi, source
 from benchmarks.gpu.runner import Runner
 
-ROOT = Path(__file__).resolve().parents[1]
 MACHINE = {"device": "a GPU", "torch": "1", "source": "abc"}
 
 
@@ -168,8 +165,12 @@ def test_a_half_written_file_is_not_read(tmp_path):
 
 def test_a_process_that_does_not_start(tmp_path):
     runner = Runner(NoStart(), tmp_path / "gpu.log", time.monotonic() + 60)
-    with runner, pytest.raises(RuntimeError, match="a worker process did not start.*gpu.log"):
+    with (
+        runner,
+        pytest.raises(RuntimeError, match="(?s)a worker process did not start.*gpu.log.*no triton"),
+    ):
         runner.run([cell("fine")], Results.open(tmp_path, MACHINE))
+    assert json.loads((tmp_path / "gpu.json").read_text())["skipped"] == ["fakes/fine"]
 
 
 class NoStart(Bare):
@@ -198,47 +199,16 @@ def test_source_is_that_of_what_is_measured(tmp_path, monkeypatch):
     assert source() != before
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_dry_run(tmp_path):
-    """Every section on the CPU; then the same command finds nothing left to do; then a table of it."""
-    pytest.importorskip("triton")
-    out = str(tmp_path / "out")
-    done = run("gpu", "--dry-run", "--minutes", "30", "--out", out)
-    data = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    broken = {key: row for key, row in data["cells"].items() if row.get("ours") and row["status"] != "ok"}  # fmt: skip
-    assert done.returncode == 0 and not broken, (broken, done.stdout[-3000:], done.stderr[-3000:])
-    sections = {key.split("/")[0] for key in data["cells"]}
-    untimed, timed = {"correctness", "models", "checks"}, {"ceilings", "kernels", "candidates"}
-    assert sections == untimed | timed | {"end_to_end"}
-    assert not data["skipped"]
-    assert data["machine"]["dry_run"] and data["machine"]["source"] == source()
-    for key, row in data["cells"].items():
-        if key.startswith(("correctness/", "models/")):
-            assert row["error"] <= row["allowed"] and row["row_error"] <= row["row_allowed"], key
-        if key.startswith(("ceilings/", "kernels/", "candidates/")) and "us" in row:
-            assert min(row["us"].values()) > 0, key
-    (row,) = (r for k, r in data["cells"].items() if k.endswith("batch 1 transformers"))
-    assert {"vit-fast", "transformers, sdpa", "transformers, eager"} <= row["programs"].keys()
-    assert all(p["error"] <= p["allowed"] for p in row["programs"].values())
-    summary = done.stdout[done.stdout.index("== ") :]
-    assert "composed bound" in summary and "torch.compile default" in summary
-
-    again = run("gpu", "--dry-run", "--out", out, "--only", "ceilings")
-    assert again.returncode == 0 and "[1/" not in again.stdout, again.stdout + again.stderr
-    table = run("table", str(tmp_path / "out" / "gpu.json"))
-    assert table.returncode == 0, table.stderr
-    assert f"| {row['batch']} | {row['programs']['vit-fast']['images_s']:,.0f} |" in table.stdout
-
-
-def test_commands():
-    assert run("nonsense").returncode == 2
-    assert "roofline" in run("--help").stdout
-    bad = run("gpu", "--dry-run", "--minutes", "0")
-    assert bad.returncode == 2 and "a positive number is needed" in bad.stderr
+def test_a_file_that_is_no_results_file_is_left_alone(tmp_path):
+    row = '{"machine": {}, "runs": [], "skipped": [], "cells": {"a": 1}}'
+    texts = ["{", "[1]", '{"machine": {}}', row]
+    for number, text in enumerate(texts, start=1):
+        (tmp_path / f"gpu-{number}.json").write_text(text)
+    said = []
+    results = Results.open(tmp_path, MACHINE, said.append)
+    assert results.path.name == "gpu-5.json" and len(said) == 4
+    assert all("is left as it is, it cannot be read: " in line for line in said)
+    assert [(tmp_path / f"gpu-{n}.json").read_text() for n in (1, 2, 3, 4)] == texts
 
 
 def test_the_state_of_the_gpu(tmp_path, monkeypatch):
@@ -250,5 +220,7 @@ def test_the_state_of_the_gpu(tmp_path, monkeypatch):
     found = smi()
     assert found["driver_version"] == "580.159.03" and found["clocks.sm"] == "1980"
     assert found["temperature.gpu"] == "44"
+    script.write_text("no program")
+    assert "error" in smi()
     script.write_text("#!/bin/sh\necho 'Field is not a valid field to query.'\nexit 2\n")
     assert "not a valid field" in smi()["error"]

@@ -110,6 +110,13 @@ def test_arguments_that_do_not_fit_exit_with_2(argv, capsys):
     assert capsys.readouterr().err.startswith("roofline: ")
 
 
+def test_a_dry_run_is_held_against_nothing(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"machine": {"dry_run": True}, "cells": {}}))
+    assert roofline.main(["--batch", "1", "--results", str(path)]) == 2
+    assert "is of a dry run" in capsys.readouterr().err
+
+
 def test_without_triton_it_says_so_and_exits_with_2():
     """A process in which triton cannot be found."""
     code = (

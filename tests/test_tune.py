@@ -79,8 +79,8 @@ def test_what_a_spread_is():
 def spoiled(monkeypatch, config, how):
     launch = LAUNCH["linear"]
 
-    def run(*args, config):
-        y = launch(*args, config=config)
+    def run(*args, gpu, config):
+        y = launch(*args, gpu=gpu, config=config)
         return how(y) if config == spoiled_config else y
 
     spoiled_config = config
@@ -131,7 +131,7 @@ def test_a_rule_whose_own_choice_fails_is_beaten_by_what_works(timer, monkeypatc
 
 
 def test_where_nothing_works_nothing_is_written(timer, monkeypatch):
-    monkeypatch.setitem(LAUNCH, "linear", lambda *args, config: raise_(RuntimeError("no")))
+    monkeypatch.setitem(LAUNCH, "linear", lambda *args, gpu, config: raise_(RuntimeError("no")))
     report, table = run(timer)
     assert table["entries"] == []
     assert (report.measured, report.left) == (0, 0)
@@ -139,7 +139,7 @@ def test_where_nothing_works_nothing_is_written(timer, monkeypatch):
 
 
 def test_a_mistake_of_ours_is_no_failing_candidate(timer, monkeypatch):
-    monkeypatch.setitem(LAUNCH, "linear", lambda *args, config: raise_(KeyError("field")))
+    monkeypatch.setitem(LAUNCH, "linear", lambda *args, gpu, config: raise_(KeyError("field")))
     with pytest.raises(KeyError):
         run(timer)
 

@@ -129,7 +129,7 @@ def test_a_candidate_is_launched_on_poisoned_memory(monkeypatch):
     seen = []
     launch = LAUNCH["linear"]
 
-    def recorded(*args, config):
+    def recorded(*args, gpu, config):
         seen.append(torch.empty(2).isnan().all())
         return launch(*args)
 
@@ -171,7 +171,7 @@ def test_the_last_row_counts(case, monkeypatch):
     assert inputs.why_wrong(None) == ""
     for number in range(2 if case is SMALL_NORMED else 1):
 
-        def spoilt(*args, config, number=number):
+        def spoilt(*args, gpu, config, number=number):
             y = launch(*args)
             (y[number] if isinstance(y, tuple) else y)[-1] *= 1.1
             return y

@@ -2,15 +2,17 @@
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 import fake_tuning
 from fake_tuning import CASES, CPU, GPU, SLOW, VERSIONS, FakeTimer, run, times
 from vit_fast.kernels import linear_tiles, tables, tuning
-from vit_fast.tune import SWITCHES, tune
+from vit_fast.tune import SWITCHES, Unusable, tune
+from vit_fast.tune_cases import LAUNCH
 
 stand_ins = pytest.fixture(autouse=True)(fake_tuning.stand_ins)
 timer = pytest.fixture(fake_tuning.timer)
@@ -88,13 +90,90 @@ def test_switches(stand_ins, on, faster):
             return [[program(0)] * rounds for program in programs]
 
     path = tables.user_path(GPU.name)
-    switches = {"pdl": lambda device: (lambda i: 10.0, lambda i: on)}
+    switches = {"pdl": lambda device, gpu: (lambda i: 10.0, lambda i: on)}
     timer = Timer(stand_ins, times)
     report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
     assert report.measured == 1
     assert tuning.switch(GPU, "pdl") is faster
     report = tune([], GPU, CPU, timer, path, VERSIONS, switches=switches)
     assert (report.kept, report.measured) == (1, 0)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_all_behind_pdl_is_measured_as_it_will_be_launched(timer, monkeypatch, early):
+    """Whatever an earlier table says; and when the switches were measured in an earlier call."""
+    seen, asked = [], []
+    for op, launch in LAUNCH.items():
+
+        def run_it(*args, gpu, config, launch=launch):
+            seen.append(gpu.pdl)
+            return launch(*args, gpu=replace(gpu, pdl=False), config=config)
+
+        monkeypatch.setitem(LAUNCH, op, run_it)
+
+    def switch(device, gpu):
+        asked.append(gpu.pdl)
+        return (lambda i: 10.0, lambda i: 10.0)
+
+    def times_of(programs, sets, rounds):
+        if asked and not seen:
+            return [[10.0] * rounds, [8.0 if early else 12.0] * rounds]
+        for program in programs:
+            program(0)
+        return [[10.0] * rounds for _ in programs]
+
+    monkeypatch.setattr(FakeTimer, "__call__", lambda self, *args: times_of(*args))
+    path, gpu = tables.user_path(GPU.name), replace(GPU, pdl=not early)
+    switches = {"pdl": switch, "fold": switch}
+    tune(CASES[:1], gpu, CPU, timer, path, VERSIONS, switches=switches)
+    assert asked == [False, early]
+    assert set(seen) == {early}
+    seen.clear()
+    tune(CASES[1:2], gpu, CPU, timer, path, VERSIONS, switches=switches)
+    assert len(asked) == 2 and set(seen) == {early}
+
+
+@pytest.mark.parametrize("at", ["the switch", "an operation"])
+def test_what_cannot_be_timed_costs_no_more_than_itself(timer, monkeypatch, at):
+    """A launch attribute that a driver does not know, a capture that fails: the rest is measured."""
+
+    def refused(device, gpu):
+        raise RuntimeError("CUDA error: operation not supported")
+
+    def once(self, programs, sets, rounds, call=FakeTimer.__call__):
+        if not self.calls and at == "an operation":
+            self.calls.append(())
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # fmt: skip
+        return call(self, programs, sets, rounds)
+
+    monkeypatch.setattr(FakeTimer, "__call__", once)
+    path = tables.user_path(GPU.name)
+    switches = {"pdl": refused} if at == "the switch" else {}
+    report = tune(CASES[:2], GPU, CPU, timer, path, VERSIONS, switches=switches)
+    assert report.left == 0
+    (note,) = report.notes
+    if at == "the switch":
+        assert "pdl: stays off, RuntimeError: CUDA error: operation not supported" in note
+        assert tuning.switch(GPU, "pdl") is False
+        assert report.measured == 3
+        report = tune(CASES[:2], GPU, CPU, timer, path, VERSIONS, switches=switches)
+        assert (report.kept, report.measured) == (3, 0)
+    else:
+        assert CASES[0].name in note and "during capture" in note
+        assert report.measured == 1
+        report = tune(CASES[:2], GPU, CPU, timer, path, VERSIONS, switches=switches)
+        assert (report.kept, report.measured) == (1, 1)
+
+
+def test_a_timing_that_breaks_the_gpu_ends_the_process(timer, monkeypatch):
+    def dead(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    path, switches = tables.user_path(GPU.name), {"pdl": dead}
+    with pytest.raises(Unusable, match="pdl: stays off, .*The GPU is left unusable"):
+        tune([], GPU, torch.device("cuda"), timer, path, VERSIONS, switches=switches)
+    assert tune([], GPU, CPU, timer, path, VERSIONS, switches=switches).kept == 1
 
 
 def test_the_switches_that_are_measured_can_be_measured():

@@ -28,8 +28,8 @@ def test_launchers_are_the_operators(folded):
 @pytest.mark.parametrize("name", tune_switches.SWITCHES)
 def test_a_switch_is_a_pass_without_and_a_pass_with(name, monkeypatch):
     monkeypatch.setattr(tune_switches, "_SPEC", replace(SPEC, image_size=(224, 224), patch=112))
-    monkeypatch.setattr(tune_switches, "gpu_of", lambda device: replace(GPU, arch=80))
-    without, with_it = tune_switches.SWITCHES[name](torch.device("cpu"))
+    gpu = replace(GPU, arch=80)
+    without, with_it = tune_switches.SWITCHES[name](torch.device("cpu"), gpu)
     for program in (without, with_it):
         tokens, _ = program(0)
         assert tokens.shape == (1, 5, SPEC.dim)
@@ -40,8 +40,7 @@ def test_dependent_launches_are_for_gpus_that_have_them(monkeypatch):
     monkeypatch.setattr(tune_switches, "_programs", lambda device, *tables: seen.append(tables))
     for arch, expected in ((80, [False, False]), (90, [False, True])):
         gpu = replace(GPU, arch=arch, pdl=True)
-        monkeypatch.setattr(tune_switches, "gpu_of", lambda device, gpu=gpu: gpu)
-        tune_switches.pdl(torch.device("cpu"))
+        tune_switches.pdl(torch.device("cpu"), gpu)
         assert [t.linear.keywords["gpu"].pdl for t in seen.pop()] == expected
 
 

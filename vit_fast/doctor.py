@@ -72,6 +72,8 @@ def diagnose(f: Facts) -> Diagnosis:
     built = (f.cuda_built and f"CUDA {f.cuda_built}") or (f.hip_built and f"ROCm {f.hip_built}") or "a CPU"  # fmt: skip
     lines += [f"{'torch is for':13} {built}"]
     lines += [f"{'driver':13} {f.driver or 'none of NVIDIA found'}"]
+    if not f.cards:
+        lines += [f"{'gpu':13} none that PyTorch sees: models run on the CPU"]
     for number, card in enumerate(f.cards):
         lines += [
             f"cuda:{number}        {card.name}, compute capability {card.capability}, "

@@ -40,8 +40,8 @@ class Timer(Protocol):
     ) -> list[list[float]]: ...
 
 
-# name -> the two ways to run, without and with: (device) -> (off, on), programs as a Timer takes them
-Switches = Mapping[str, Callable[[torch.device], tuple[Callable[[int], object], ...]]]
+# name -> the two ways to run, without and with: (device, gpu) -> (off, on), programs as a Timer takes them
+Switches = Mapping[str, Callable[[torch.device, Gpu], tuple[Callable[[int], object], ...]]]
 
 
 def here() -> tuple[Gpu, torch.device, Timer]:
@@ -105,20 +105,25 @@ def tune(
     for kind, job in progress(jobs):
         if clock() >= end:
             break
-        if kind == "switch":
-            table["switches"][job] = _measure_switch(switches[job](device), timer)
-        else:
-            try:
+        # launched as it will be: an earlier table, or none, may be in use until this one is done
+        gpu = dataclasses.replace(gpu, pdl=table["switches"].get("pdl", {}).get("on", False))
+        try:
+            if kind == "switch":
+                found = table["switches"]
+                _measure_switch(job, switches[job], device, gpu, timer, found, report.notes)
+                done = job in found
+            else:
                 entry = measure(job, gpu, device, timer, table["failed"], report.notes)
-            finally:
-                tables.write(path, table)  # with what failed
-            if entry is None:
-                report.left -= 1
-                continue
+                done = entry is not None
+        finally:
+            tables.write(path, table)  # with what failed
+        report.left -= 1
+        if not done:
+            continue
+        if kind == "case":
             table["entries"] = [e for e in table["entries"] if not _is_of(e, job)] + [entry]
             report.better += entry["config"] is not None
         report.measured += 1
-        report.left -= 1
         table["date"] = datetime.date.today().isoformat()
         tables.write(path, table)
     tuning.forget()
@@ -143,7 +148,7 @@ def measure(
 
 def _measure(case: Case, gpu: Gpu, device, timer: Timer, failed, notes) -> dict[str, Any] | None:
     rule = case.rule(gpu)
-    inputs = set_up(case, device, timer.sets(case.nbytes))
+    inputs = set_up(case, device, timer.sets(case.nbytes), gpu)
     known = [f["config"] for f in failed if _is_of(f, case)]
     right = []
     for config in dict.fromkeys((rule, *case.candidates(gpu))):
@@ -160,10 +165,18 @@ def _measure(case: Case, gpu: Gpu, device, timer: Timer, failed, notes) -> dict[
         programs = [lambda i, c=config: inputs.launch(c, i) for config in configs]
         return dict(zip(configs, timer(programs, inputs.sets, rounds)))
 
-    screened = timed(right, SCREENING)
-    others = sorted((c for c in right if c != rule), key=lambda c: statistics.median(screened[c]))
-    finalists = [rule] * (rule in right) + others[:FINALISTS]
-    times = timed(finalists, CONFIRMING)
+    try:
+        screened = timed(right, SCREENING)
+        others = [c for c in right if c != rule]
+        others.sort(key=lambda c: statistics.median(screened[c]))
+        finalists = [rule] * (rule in right) + others[:FINALISTS]
+        times = timed(finalists, CONFIRMING)
+    except torch.OutOfMemoryError:
+        raise
+    except trial.FAULTS as error:
+        notes.append(f"{case.name}: not measured, {_words(error)}")
+        _check_gpu(device, f"{notes[-1]}. The GPU is left unusable: the same command goes on")
+        return None
     best = min(finalists, key=lambda c: statistics.median(times[c]))
     wins = rule not in times or beats(times[best], times[rule])
     return {
@@ -205,30 +218,51 @@ def _why_wrong(
     except torch.OutOfMemoryError:
         raise  # it may fit another time
     except trial.FAULTS as error:
-        words = " ".join(str(error).split())[:300]
-        why = f"{type(error).__name__}: {words}"
-        if device.type == "cuda":
-            try:
-                torch.cuda.synchronize(device)
-            except RuntimeError:
-                failed.append({**record, "why": why})
-                raise Unusable(
-                    f"{case.name}: {config} has left the GPU unusable ({why}). Nothing measured is lost: "
-                    "the same command goes on without this config"
-                ) from error
+        why = _words(error)
+        broken = (
+            f"{case.name}: {config} has left the GPU unusable ({why}). Nothing measured is lost: "
+        )
+        try:
+            _check_gpu(device, broken + "the same command goes on without this config")
+        except Unusable:
+            failed.append({**record, "why": why})
+            raise
     if why:
         failed.append({**record, "why": why})
         notes.append(f"{case.name}: {config} is left out, {why}")
     return why
 
 
-def _measure_switch(programs: Sequence[Callable[[int], object]], timer: Timer) -> dict[str, Any]:
-    off, on = timer(programs, 1, CONFIRMING)
-    return {
-        "on": beats(on, off),
-        "on_us": round(statistics.median(on), 3),
-        "off_us": round(statistics.median(off), 3),
-    }
+def _measure_switch(
+    name: str, programs: Callable, device: torch.device, gpu: Gpu, timer: Timer,
+    found: dict[str, Any], notes: list[str],
+) -> None:  # fmt: skip
+    """Puts the switch into `found`, off where one of its ways cannot run; not where memory is lacking now."""
+    try:
+        off, on = timer(programs(device, gpu), 1, CONFIRMING)
+    except torch.OutOfMemoryError:
+        notes.append(f"{name}: not measured, it does not fit into the memory that is free")
+    except trial.FAULTS as error:
+        notes.append(f"{name}: stays off, {_words(error)}")
+        found[name] = {"on": False, "why": _words(error)}
+        _check_gpu(device, f"{notes[-1]}. The GPU is left unusable: the same command goes on")
+    else:
+        times = {"on_us": on, "off_us": off}
+        medians = {key: round(statistics.median(us), 3) for key, us in times.items()}
+        found[name] = {"on": beats(on, off), **medians}
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _check_gpu(device: torch.device, otherwise: str) -> None:
+    """Unusable, saying `otherwise`, where an error has left it so."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise Unusable(otherwise) from error
 
 
 def _begin(path: Path, gpu: Gpu, versions: Mapping[str, str], notes: list[str]) -> dict[str, Any]:

@@ -154,13 +154,14 @@ class Inputs:
 
     case: Case
     operands: tuple[tuple[Any, ...], ...]  # as the kernel's launch takes them, a set each
+    gpu: Gpu | None = None  # how it is launched, None for the device's own
 
     @property
     def sets(self) -> int:
         return len(self.operands)
 
     def launch(self, config: Any, i: int) -> Any:
-        return LAUNCH[self.case.op](*self.operands[i], config=config)
+        return LAUNCH[self.case.op](*self.operands[i], gpu=self.gpu, config=config)
 
     def why_wrong(self, config: Any) -> str:
         """What is wrong with this config's result, or "". What the launch raises is the caller's."""
@@ -201,7 +202,7 @@ class Inputs:
         return take, (x[take], weight, bias, scale, residual[take], *norm)
 
 
-def set_up(case: Case, device: torch.device, sets: int) -> Inputs:
+def set_up(case: Case, device: torch.device, sets: int, gpu: Gpu | None = None) -> Inputs:
     """Random inputs, whatever the sizes the results are about 1. torch.OutOfMemoryError where they do not fit."""
     draw = torch.Generator(device).manual_seed(0)
     s = case.shape
@@ -219,7 +220,7 @@ def set_up(case: Case, device: torch.device, sets: int) -> Inputs:
             return randn(M, K), weight, randn(N), case.activation
         return randn(M, K), weight, randn(N), None, randn(M, N), randn(N), randn(N), EPS
 
-    return Inputs(case, tuple(operands() for _ in range(sets)))
+    return Inputs(case, tuple(operands() for _ in range(sets)), gpu)
 
 
 def why_inaccurate(y: Tensor, reference: Tensor, baseline: Tensor) -> str:

@@ -19,7 +19,7 @@ from vit_fast.kernels import (
     linear_norm,
     patch_embed,
 )
-from vit_fast.kernels.tuning import Gpu, gpu_of
+from vit_fast.kernels.tuning import Gpu
 from vit_fast.model import ViT
 from vit_fast.ops import Folding, Ops
 from vit_fast.spec import ViTSpec
@@ -56,16 +56,16 @@ def _programs(device: torch.device, *tables: Ops) -> tuple[Program, ...]:
     return tuple(map(program, tables))
 
 
-def pdl(device: torch.device) -> tuple[Program, ...]:
+def pdl(device: torch.device, gpu: Gpu) -> tuple[Program, ...]:
     """Launches that begin before the kernel in front has ended (compute capability 9.0 and newer)."""
-    gpu = replace(gpu_of(device), pdl=False)
+    gpu = replace(gpu, pdl=False)
     return _programs(device, launchers(gpu), launchers(replace(gpu, pdl=gpu.arch >= 90)))
 
 
-def fold(device: torch.device) -> tuple[Program, ...]:
+def fold(device: torch.device, gpu: Gpu) -> tuple[Program, ...]:
     """LayerNorm folded into the product behind it."""
-    gpu = gpu_of(device)
     return _programs(device, launchers(gpu), launchers(gpu, folded=True))
 
 
+# in this order: what is measured after pdl is launched as pdl says
 SWITCHES = {"pdl": pdl, "fold": fold}

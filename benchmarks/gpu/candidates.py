@@ -19,6 +19,7 @@ from vit_fast.kernels.tuning import Gpu
 from vit_fast.workload import Operation
 
 RULE = "the rule's choice"
+LARGE = 200e6  # bytes of an operation; some ten times as many in float64
 
 
 def others() -> dict[str, Any]:
@@ -26,9 +27,18 @@ def others() -> dict[str, Any]:
     return {c.name: c for c in CANDIDATES}
 
 
+def why_left_out(setting: Setting, gpu: Gpu) -> str:
+    """Why the kernels of benchmarks/candidates cannot be tried here, or ""."""
+    if setting.dry:
+        return "need a GPU: left out"
+    if gpu.arch != 90:
+        return f"are for compute capability 9.0, {gpu.name} has {gpu.arch / 10}: left out"
+    return REASON
+
+
 def unavailable(setting: Setting, why: str) -> dict[str, Any]:
-    """The row that tells that benchmarks/candidates has none here."""
-    raise ImportError(why)
+    """The row that tells so."""
+    return {"left_out": why, "says": why}
 
 
 def launcher(op: str, candidate: Any) -> Callable[..., Result]:
@@ -69,20 +79,23 @@ def timed(
 
 def cells(setting: Setting, gpu: Gpu) -> Iterator[Cell]:
     dtype = setting.dtypes[0]
-    if REASON:
-        yield Cell("checks", "benchmarks.candidates", unavailable, dict(why=REASON), 2.7)
+    if why := why_left_out(setting, gpu):
+        yield Cell("checks", "benchmarks.candidates", unavailable, dict(why=why), 2.7)
     for order, name, operation, _, _ in shapes(setting):
         choices: dict[str, tuple[str, Any]] = {}
         op, shape, rank = operation.op, operation.shape, 2.7 + order
         found = [(configs.words(c), c) for c in configs.of(op, shape, dtype, gpu)]
-        for other in others().values():
+        for other in () if why else others().values():
             if other.op == op and other.applies(shape):
                 found.append((other.name, other.name))
         for words, candidate in found:
             params = dict(operation=operation, candidate=candidate, dtype=dtype)
             # one that hangs takes GPU time from what is checked beside it, whose limit is longer
-            limit = 20 if isinstance(candidate, str) else 60
-            check = Cell("checks", f"{name}: {words}", checked, params, rank, 2, limit, alone=False)
+            own = not isinstance(candidate, str)
+            limit = 60 if own else 20
+            # in float64 the larger ones do not fit into the memory side by side
+            alone = operation.bytes > LARGE
+            check = Cell("checks", f"{name}: {words}", checked, params, rank, 2, limit, alone, ours=own)  # fmt: skip
             choices[check.key] = words, candidate
             yield check
         if found:

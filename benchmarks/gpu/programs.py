@@ -185,11 +185,15 @@ def vendor(op: str, arguments: tuple) -> dict[str, Callable[[], Tensor]]:
 
 
 def missing(call: Callable[[], object]) -> str:
-    """Why PyTorch has no such attention for these tensors on this device, or ""."""
+    """Why PyTorch has nothing for these tensors on this device, in its own words, or "".
+
+    A lack of memory and an error of CUDA's, which spoils the process, are not for this answer: RuntimeError.
+    """
     try:
         call()
-    except RuntimeError as error:
-        if "No available kernel" in str(error) or "No viable backend" in str(error):
-            return str(error).splitlines()[0]
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
+    except RuntimeError as error:
+        # each library says it in words of its own: no kernel, no execution plan, no such head_dim
+        return f"{str(error).splitlines()[0]}"[:300] if str(error) else type(error).__name__
     return ""

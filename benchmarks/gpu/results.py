@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ from benchmarks.gpu.cells import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = ("device", "driver", "python", "torch", "triton", "transformers", "dry_run")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results file. OSError or ValueError says why it is none."""
+    data = json.loads(path.read_text())
+    kinds = {"machine": dict, "runs": list, "cells": dict, "skipped": list}
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), t) for k, t in kinds.items()):
+        raise ValueError(f"a results file is an object of {', '.join(kinds)}")
+    if not all(isinstance(row, dict) and "status" in row for row in data["cells"].values()):
+        raise ValueError("its cells are not rows with a status")
+    return data
 
 
 class Results:
@@ -33,18 +44,23 @@ class Results:
         return self.data["cells"]
 
     @classmethod
-    def open(cls, folder: Path, machine: Mapping[str, Any]) -> "Results":
+    def open(
+        cls, folder: Path, machine: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> "Results":
         """Goes on with the newest file in `folder` that has this machine, these versions and this source.
 
         With other versions or on another machine a new file is begun. With another source too, but the rows of
-        vendor cells come along, since nothing in them has changed.
+        vendor cells come along, since nothing in them has changed. A file that cannot be read stays as it is.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        found = {}
+        found, number = {}, 1
         for path in folder.glob("gpu*.json"):
             if match := re.fullmatch(r"gpu(?:-(\d+))?\.json", path.name):
-                found[int(match[1] or 1)] = cls(path, json.loads(path.read_text()))
-        number = max(found, default=0) + 1
+                number = max(number, int(match[1] or 1) + 1)
+                try:
+                    found[int(match[1] or 1)] = cls(path, read(path))
+                except (OSError, ValueError) as error:
+                    say(f"{path} is left as it is, it cannot be read: {error}")
         path = folder / ("gpu.json" if number == 1 else f"gpu-{number}.json")
         new = cls(path, {"machine": dict(machine), "runs": [], "cells": {}, "skipped": []})
         for number in sorted(found, reverse=True):
@@ -114,6 +130,9 @@ def smi() -> dict[str, str]:
         "--format=csv,noheader,nounits",
         "--id=0",
     ]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)[:200]}
     values = done.stdout.strip().split(", ")
     return dict(zip(SMI, values)) if len(values) == len(SMI) else {"error": done.stdout[:200]}

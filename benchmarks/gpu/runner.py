@@ -14,6 +14,10 @@ from benchmarks.gpu.worker import Worker
 START_LIMIT = 180.0
 
 
+class NoWorker(RuntimeError):
+    """No process for the cells starts, any more or at all."""
+
+
 class Runner:
     """`setting.workers` processes at most; `say` is given one line a cell."""
 
@@ -39,11 +43,14 @@ class Runner:
         self._run([cell], lambda cell, row, seconds: rows.append(row), lambda keys: ())
         if not rows or rows[0]["status"] != "ok":
             why = rows[0].get("why", rows[0]["status"]) if rows else "no time was left for it"
-            raise RuntimeError(f"{cell.key}: {why}; see {self.log}")
+            raise RuntimeError(f"{cell.key}: {why}; {self._last_words()}")
         return rows[0]
 
     def run(self, cells: list[Cell], results: Results) -> None:
-        """Each cell that has no row yet, saved as it comes; what does not fit is listed under "skipped"."""
+        """Each cell that has no row yet, saved as it comes; what does not fit is listed under "skipped".
+
+        NoWorker where nothing more can be run.
+        """
         cells = [c for c in cells if c.key not in results.cells]
         self.total = len(cells)
 
@@ -57,8 +64,11 @@ class Runner:
         def passed(keys: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(k for k in keys if results.cells.get(k, {}).get("status") == "ok")
 
-        results.data["skipped"] = [c.key for c in self._run(cells, keep, passed)]
-        results.save()
+        try:
+            self._run(cells, keep, passed)
+        finally:
+            results.data["skipped"] = [c.key for c in cells if c.key not in results.cells]
+            results.save()
 
     def _run(
         self,
@@ -151,4 +161,9 @@ class Runner:
         if cell is not None:
             keep(cell, {"status": status, "why": why}, seconds)
         elif status != "cut" and not any(w.ready for w in self.workers):
-            raise RuntimeError(f"a worker process did not start: {why}; see {self.log}")
+            raise NoWorker(f"a worker process did not start: {why}; {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """The end of the log: on a machine that is gone with its files it is all that is left."""
+        lines = self.log.read_text(errors="replace").splitlines()[-8:] if self.log.exists() else []
+        return "\n  ".join([f"see {self.log}", *lines])

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.gpu import digest, goals
 
 SHOWN = 12
+DRY = "a dry run: its times and ratios mean nothing"
 
 
 def failures(data: Mapping[str, Any]) -> dict[str, str]:
@@ -28,6 +29,8 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     machine = data["machine"]
     found = ["", f"== {machine['device']}, torch {machine['torch']}, Triton {machine['triton']}, "
              f"transformers {machine['transformers']}, source {machine['source']}"]  # fmt: skip
+    if machine["dry_run"]:
+        found.append(DRY)
     for part in (_counts, _machine, _end_to_end, _goals, _kernels, _candidates):
         found += part(data, cells)
     return found
@@ -51,6 +54,8 @@ def _counts(data: Mapping[str, Any], cells: digest.Rows) -> Iterator[str]:
     others = {k: r for k, r in cells.items() if r["status"] != "ok" and k not in broken}
     words = [f"{k}: {r.get('wrong') or r.get('why')}" for k, r in others.items()]
     yield from _some("did not come out", words)
+    left_out = [f"{k}: {r['left_out']}" for k, r in cells.items() if r.get("left_out")]
+    yield from _some("left out", left_out)
     moving = [f"{k}: {r['says']}" for k, r in cells.items() if r.get("runs_differ_by")]
     yield from _some("runs on the same input differ", moving)
     yield from _some("skipped, no minutes left", data["skipped"])

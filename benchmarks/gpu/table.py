@@ -1,20 +1,25 @@
 """A results file as Markdown, for the README: python -m benchmarks table FILE"""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import digest
+from benchmarks.gpu.results import read
 from benchmarks.gpu.setting import TOYS
+from benchmarks.gpu.summary import DRY
 from vit_fast.workload import MODELS
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
     parser.add_argument("file", type=Path)
-    data = json.loads(parser.parse_args(argv).file.read_text())
+    path = parser.parse_args(argv).file
+    try:
+        data = read(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"{path}: {error}")
     print("\n".join(markdown(data)))
     return 0
 
@@ -25,6 +30,9 @@ def markdown(data: Mapping[str, Any]) -> Iterator[str]:
     A rival's column says how many times its speed ours is. MFU is the share of the rate of a large square product.
     """
     cells, machine = data["cells"], data["machine"]
+    if machine["dry_run"]:
+        yield f"{DRY[0].upper()}{DRY[1:]}."
+        yield ""
     found = digest.models_and_batches(cells)
     if not found:
         yield "No end-to-end row in this file."

@@ -12,6 +12,7 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.setting import Setting
+from vit_fast.cuda_timer import capture, elapsed_us
 
 Call = Callable[[], object]
 
@@ -21,25 +22,12 @@ class CudaTimer:
         """One CUDA graph of the calls in a row. Each was called before, so that nothing is compiled in a capture."""
         for call in calls:
             call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            # results live until the capture ends: each gets memory of its own, as in a model
-            results = [call() for call in calls]
-        del results
-        return graph.replay
+        # results live until the capture ends: each gets memory of its own, as in a model
+        return capture(lambda: [call() for call in calls])
 
     def elapsed_us(self, call: Call, ahead: Call | None = None) -> float:
         """Device time of a call, microseconds; `ahead` is what keeps the device busy while the host gets to it."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        if ahead is not None:
-            ahead()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e3
+        return elapsed_us(call, ahead)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
