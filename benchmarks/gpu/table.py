@@ -1,7 +1,8 @@
-"""A results file as Markdown, for the README: python -m benchmarks table FILE"""
+"""A results file of the GPU program as Markdown, for the README: python -m benchmarks table FILE"""
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ from vit_fast.workload import MODELS
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
     parser.add_argument("file", type=Path)
-    data = json.loads(parser.parse_args(argv).file.read_text())
+    path = parser.parse_args(argv).file
+    try:
+        data = json.loads(path.read_text())
+        if not (isinstance(data, dict) and {"cells", "machine"} <= data.keys()):
+            raise ValueError(
+                "it has no cells and machine, as a results file of the GPU program has"
+            )
+    except (OSError, ValueError) as problem:
+        print(f"table: {path}: {problem}", file=sys.stderr)
+        return 2
     print("\n".join(markdown(data)))
     return 0
 
