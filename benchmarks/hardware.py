@@ -8,13 +8,15 @@ that and is never used.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vit_fast.kernels import tables
+
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes of a value
 
 
 @dataclass(frozen=True)
 class Hardware:
     name: str
-    slug: str  # folder of its results files
+    device: str  # as the driver names it, and so a tuned table
     arch: int  # compute capability, 90 for 9.0
     sms: int
     clock_mhz: float  # the boost clock that tensor_tflops is stated for
@@ -31,6 +33,11 @@ class Hardware:
     sources: Mapping[str, str]
     measured_tflops: float | None = None  # bf16, an 8192^3 GEMM
     measured_copy_tb_s: float | None = None  # device to device, read + write
+
+    @property
+    def slug(self) -> str:
+        """The folder of its results files, and the name of its tuned table."""
+        return tables.slug(self.device)
 
     @property
     def flops_per_sm_clock(self) -> float:
@@ -69,7 +76,7 @@ _SAME_DIE = f"{_H100}: the same die, GH100, and the same matrix figures"
 
 H200 = Hardware(
     name="H200",
-    slug="nvidia_h200",
+    device="NVIDIA H200",
     arch=90,
     sms=132,
     clock_mhz=1830,
@@ -101,7 +108,7 @@ H200 = Hardware(
 )
 H100 = Hardware(
     name="H100",
-    slug="nvidia_h100_80gb_hbm3",
+    device="NVIDIA H100 80GB HBM3",
     arch=90,
     sms=132,
     clock_mhz=1830,
@@ -129,7 +136,7 @@ H100 = Hardware(
 _A100 = "NVIDIA A100 Tensor Core GPU Architecture white paper"
 A100 = Hardware(
     name="A100",
-    slug="nvidia_a100_sxm4_80gb",
+    device="NVIDIA A100-SXM4-80GB",
     arch=80,
     sms=108,
     clock_mhz=1410,
@@ -157,7 +164,7 @@ A100 = Hardware(
 _ADA = "NVIDIA Ada GPU Architecture white paper"
 L4 = Hardware(
     name="L4",
-    slug="nvidia_l4",
+    device="NVIDIA L4",
     arch=89,
     sms=58,
     clock_mhz=2040,
@@ -183,7 +190,7 @@ L4 = Hardware(
 )
 RTX_4090 = Hardware(
     name="RTX 4090",
-    slug="nvidia_geforce_rtx_4090",
+    device="NVIDIA GeForce RTX 4090",
     arch=89,
     sms=128,
     clock_mhz=2520,

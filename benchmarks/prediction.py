@@ -1,38 +1,51 @@
-"""The time of a model: the tiles that the kernels' own rules choose, at the times of costs.py, summed. Pure.
+"""The time of a model: the tiles that the kernels would run in, at the times of costs.py, summed. Pure.
 
-To each kernel comes one launch gap. Beside the sum the floor: FLOPs at the peak that a large GEMM reaches; for a
-kernel the larger of that and its bytes at copy bandwidth. Launches that overlap are left out.
+To each launch comes one gap. Beside the sum the floor: FLOPs at the peak that a large GEMM reaches; for a
+kernel the larger of that and its bytes at copy bandwidth. A model can be taken as it is with LayerNorm folded into
+the products behind it, with dependent launches, or both.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-import torch
-import triton
-
+from benchmarks.chosen import attention_program, by_descriptors, linear_tile, patch_tile
 from benchmarks.costs import (
+    DEPENDENT_FETCH_US,
+    DEPENDENT_GAP,
     FILL_US,
-    MOST_BLOCKS,
-    Program,
     Tile,
     attention_us,
     copy_us,
     gemm_us,
-    l2_us,
-    longest,
+    pass_us,
+    statistics_bytes,
     warm,
     wave_efficiency,
 )
 from benchmarks.hardware import DTYPES, Hardware
-from vit_fast.kernels import attention, linear_norm, linear_tiles, patch_embed
-from vit_fast.kernels.tuning import Gpu, cdiv
+from vit_fast.kernels.tuning import cdiv
 from vit_fast.workload import Model, Operation, operations
 
-_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+@dataclass(frozen=True)
+class Way:
+    """How a model is run. `triton_ops(folded=True)`; kernels/dependent.py."""
+
+    folded: bool = False
+    dependent: bool = False
+
+    def __str__(self) -> str:
+        """As the GPU program names its variants."""
+        words = ", ".join(w for w, on in (("folded", self.folded), ("pdl", self.dependent)) if on)
+        return words or "neither"
+
+
+WAYS = (Way(), Way(dependent=True), Way(folded=True), Way(folded=True, dependent=True))
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch of an operation, `count` times in a forward pass."""
+    """One operation, `count` times in a forward pass, each `launches` launches."""
 
     name: str
     count: int
@@ -40,66 +53,81 @@ class Kernel:
     waves: float  # tiles / multiprocessors; 0 where the kernel is bound by bytes alone
     efficiency: float  # useful share of the matrix work that the rounds have room for
     bound: str  # what takes longest: matrix, feed (L2), epilogue, softmax, memory, fill
-    time_us: float  # without the launch gap
+    time_us: float  # without the launch gaps
     floor_us: float
+    launches: int = 1
 
 
-def gpu_record(hw: Hardware) -> Gpu:
-    """What the kernels' rules may know of this GPU."""
-    return Gpu(hw.name, hw.arch, hw.sms, hw.smem_block_kb << 10)
+def folded(ops: Iterator[Operation], itemsize: int) -> Iterator[Operation]:
+    """A forward pass with LayerNorm folded: what layers.py calls where Ops.folding is given.
+
+    The first rows' statistics are a launch, proj and fc2 leave those of theirs, qkv and fc1 take them. The last fc2
+    has LayerNorm behind it as ever.
+    """
+    for o in ops:
+        s = o.shape
+        if o.op == "layer_norm":
+            read = itemsize * s["M"] * s["N"] + s["M"] * statistics_bytes(s["N"])
+            yield replace(o, name="statistics", op="row_statistics", count=1, bytes=read)
+            yield replace(o, count=1)
+        elif o.op != "linear":
+            yield o
+        elif s["residual"]:
+            leaves = replace(
+                o, op="linear_statistics", bytes=o.bytes + s["M"] * statistics_bytes(s["N"])
+            )
+            if o.name == "fc2":
+                yield replace(leaves, count=o.count - 1)
+                yield replace(o, name="last fc2", count=1)
+            else:
+                yield leaves
+        else:
+            # and the row sums of the weight
+            more = s["M"] * statistics_bytes(s["K"]) + 4 * s["N"]
+            yield replace(o, op="linear_folded", bytes=o.bytes + more)
 
 
-def linear_tile(M: int, N: int, K: int, dtype: str, normed: bool, hw: Hardware) -> Tile:
-    """linear's own rule, or linear_norm's where a LayerNorm is behind it. The one place that asks."""
-    gpu, kind = gpu_record(hw), _TORCH[dtype]
-    descriptors = gpu.bulk_copies and kind.itemsize == 2
-    if normed:
-        c = linear_norm.config_for(M, N, K, kind, descriptors, True, gpu)
-    else:
-        c = linear_tiles.launch_config(M, N, K, kind.itemsize, descriptors, gpu)
-    return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm, c.splits)
-
-
-def patch_tile(M: int, D: int, itemsize: int, hw: Hardware) -> Tile:
-    """patch_embed's own rule; as many blocks a multiprocessor as its shared memory holds."""
-    c = patch_embed.launch_config(M, D, itemsize, gpu_record(hw))
-    m, n, k = c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"]
-    held = (hw.smem_sm_kb << 10) // (c["num_stages"] * (m + n) * k * itemsize)
-    return Tile(m, n, k, min(MOST_BLOCKS, max(1, held)))
-
-
-def attention_program(Nq: int, N: int, D: int, itemsize: int, hw: Hardware) -> Program:
-    """attention's own rule, and what its chunks, tail and parts pad the work to. The one place that asks it."""
-    c = attention.launch_config(Nq, N, D, itemsize, gpu_record(hw))
-    lanes = sum(attention.head_parts(D, c.widest))
-    if c.chunks[0]:
-        return Program(c.block_m, sum(c.chunks), lanes)
-    tail = N % c.block_n
-    padded = max(16, triton.next_power_of_2(tail)) if tail else 0
-    return Program(c.block_m, N - tail + padded, lanes)
-
-
-def _kernel(o: Operation, hw: Hardware, dtype: str, tile, waves, efficiency, bound, time) -> Kernel:
+def _kernel(
+    o: Operation, hw: Hardware, dtype: str, tile, waves, efficiency, bound, time, launches=1
+) -> Kernel:
     floor = max(o.flops / (hw.peak_tflops(dtype) * 1e6), copy_us(hw, o.bytes))
-    return Kernel(o.name, o.count, str(tile), waves, efficiency, bound, time, floor)
+    return Kernel(o.name, o.count, str(tile), waves, efficiency, bound, time, floor, launches)
 
 
-def _product(o: Operation, hw: Hardware, dtype: str, M, N, tile: Tile, bound, time) -> Kernel:
+def _product(
+    o: Operation, hw: Hardware, dtype: str, M, N, tile: Tile, bound, time, launches=1
+) -> Kernel:
     waves, useful = tile.count(M, N) / hw.sms, wave_efficiency(M, N, tile, hw.sms)
-    return _kernel(o, hw, dtype, tile, waves, useful, bound, time)
+    return _kernel(o, hw, dtype, tile, waves, useful, bound, time, launches)
 
 
-def _linear(o: Operation, hw: Hardware, dtype: str) -> Kernel:
-    M, N, K = o.shape["M"], o.shape["N"], o.shape["K"]
-    # in a block every product with a residual has a LayerNorm behind it
-    tile = linear_tile(M, N, K, dtype, o.shape["residual"], hw)
-    kind = "activation" if o.shape["activation"] else "residual" if o.shape["residual"] else "plain"
+def _linear(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
+    M, N, K, activation = (o.shape[i] for i in ("M", "N", "K", "activation"))
+    residual = o.shape["residual"]
+    epilogue = activation or ("residual" if residual else "bias")
+    kind = "activation" if activation else "residual" if residual else "plain"
+    if o.op == "linear":
+        behind = (
+            "norm" if residual else ""
+        )  # in a block every product with a residual has a LayerNorm behind it
+    else:
+        behind = "folded"
+        kind = "statistics" if residual else "folded activation" if activation else "folded"
+    tile = linear_tile(M, N, K, dtype, epilogue, hw, behind)
+    early = way.dependent and by_descriptors(hw, dtype) and not tile.library
+    fill = FILL_US - (DEPENDENT_FETCH_US if early else 0.0)
     cold = N * K * DTYPES[dtype] if warm(hw, o.bytes) else o.bytes
-    time, bound = gemm_us(hw, dtype, M, N, K, tile, kind, cold)
-    return _product(o, hw, dtype, M, N, tile, bound, time)
+    if not tile.library:
+        time, bound = gemm_us(hw, dtype, M, N, K, tile, kind, cold, fill)
+        return _product(o, hw, dtype, M, N, tile, bound, time)
+    time, bound = gemm_us(hw, dtype, M, N, K, tile, "plain", cold)
+    if kind == "plain":
+        return _product(o, hw, dtype, M, N, tile, bound, time)
+    time += pass_us(hw, DTYPES[dtype] * M * N * (3 if residual else 2))[0]
+    return _product(o, hw, dtype, M, N, tile, bound, time, launches=2)
 
 
-def _patch_embed(o: Operation, hw: Hardware, dtype: str) -> Kernel:
+def _patch_embed(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
     s = o.shape
     M, N, K = s["B"] * s["G"] ** 2, s["D"], s["C"] * s["P"] ** 2
     tile = patch_tile(M, N, DTYPES[dtype], hw)
@@ -107,28 +135,32 @@ def _patch_embed(o: Operation, hw: Hardware, dtype: str) -> Kernel:
     return _product(o, hw, dtype, M, N, tile, bound, time)
 
 
-def _attention(o: Operation, hw: Hardware, dtype: str) -> Kernel:
+def _attention(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
     B, H, Nq, N, D = (o.shape[i] for i in ("B", "H", "Nq", "N", "D"))
-    program = attention_program(Nq, N, D, DTYPES[dtype], hw)
+    p = attention_program(B, H, Nq, N, D, dtype, hw)
     memory = 0.0 if warm(hw, o.bytes) else o.bytes
-    time, bound = attention_us(hw, dtype, B, H, Nq, D, program, memory)
-    waves = cdiv(Nq, program.block_m) * B * H / hw.sms
-    room = cdiv(Nq, program.block_m) * program.block_m * program.keys * program.lanes
-    efficiency = Nq * N * D / room * waves / cdiv(cdiv(Nq, program.block_m) * B * H, hw.sms)
-    return _kernel(o, hw, dtype, program, waves, efficiency, bound, time)
+    time, bound = attention_us(hw, dtype, B, H, Nq, D, p, memory)
+    waves = cdiv(Nq, p.block_m) * B * H / p.heads / hw.sms
+    whole, last = p.rounds(Nq, B * H, hw.sms)
+    rows = (whole * p.block_m + last * p.tail_m) * p.heads * hw.sms
+    return _kernel(
+        o, hw, dtype, p, waves, B * H * Nq * N * D / (rows * p.keys * p.lanes), bound, time
+    )
 
 
-def _layer_norm(o: Operation, hw: Hardware, dtype: str) -> Kernel:
-    moving = l2_us(hw, o.bytes) if warm(hw, o.bytes) else copy_us(hw, o.bytes)
-    time, bound = longest(FILL_US, 0.0, moving, {})
+def _rows(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
+    time, bound = pass_us(hw, o.bytes)
     return _kernel(o, hw, dtype, "rows", 0.0, 1.0, bound, time)
 
 
 _PREDICT = {
     "linear": _linear,
+    "linear_folded": _linear,
+    "linear_statistics": _linear,
     "patch_embed": _patch_embed,
     "attention": _attention,
-    "layer_norm": _layer_norm,
+    "layer_norm": _rows,
+    "row_statistics": _rows,
 }
 
 
@@ -142,14 +174,20 @@ class Forecast:
     dtype: str
     flops: float
     kernels: tuple[Kernel, ...]
+    way: Way = Way()
 
     @property
     def launches(self) -> int:
-        return sum(k.count for k in self.kernels)
+        return sum(k.count * k.launches for k in self.kernels)
+
+    @property
+    def gap_us(self) -> float:
+        """From one launch to the next."""
+        return self.hw.launch_gap_us * (DEPENDENT_GAP if self.way.dependent else 1.0)
 
     @property
     def gaps_us(self) -> float:
-        return self.launches * self.hw.launch_gap_us
+        return self.launches * self.gap_us
 
     @property
     def time_us(self) -> float:
@@ -171,14 +209,27 @@ class Forecast:
 
     def share(self, kernel: Kernel) -> float:
         """Of the time, launch gaps included."""
-        return kernel.count * (kernel.time_us + self.hw.launch_gap_us) / self.time_us
+        return kernel.count * (kernel.time_us + kernel.launches * self.gap_us) / self.time_us
 
 
-def forecast(hw: Hardware, model: Model, batch: int, dtype: str = "bf16") -> Forecast:
-    """Predicts a forward pass that returns all tokens. ValueError for a batch below 1 or an unknown dtype."""
+def forecast(
+    hw: Hardware, model: Model, batch: int, dtype: str = "bf16", way: Way = WAYS[0]
+) -> Forecast:
+    """Predicts a forward pass that returns all tokens.
+
+    ValueError for a batch below 1, an unknown dtype, LayerNorm folded in fp32, or dependent launches before
+    compute capability 9.0.
+    """
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected at least 1")
     hw.peak_tflops(dtype)
-    ops = tuple(operations(model, batch, DTYPES[dtype]))
-    kernels = tuple(_PREDICT[o.op](o, hw, dtype) for o in ops)
-    return Forecast(hw, model, batch, dtype, sum(o.flops * o.count for o in ops), kernels)
+    if way.folded and dtype == "fp32":
+        raise ValueError("dtype is fp32, LayerNorm is folded in fp16 and bf16 only")
+    if way.dependent and hw.arch < 90:
+        raise ValueError(
+            f"{hw.name} has compute capability {hw.arch / 10}, dependent launches need 9.0"
+        )
+    ops = operations(model, batch, DTYPES[dtype])
+    ops = tuple(folded(ops, DTYPES[dtype]) if way.folded else ops)
+    kernels = tuple(_PREDICT[o.op](o, hw, dtype, way) for o in ops)
+    return Forecast(hw, model, batch, dtype, sum(o.flops * o.count for o in ops), kernels, way)

@@ -1,32 +1,44 @@
 """The model on paper: predicted times of the kernels and of whole models, beside what was measured.
 
     python -m benchmarks roofline --gpu H200 --model vit-b-16 vit-l-16 [--batch 1 8 32 64 256] [--dtype bf16]
+        [--folded]          LayerNorm folded into the products behind it
+        [--dependent]       launches that begin before the kernel in front has ended
         [--results FILE]    a results file of the GPU program; default benchmarks/results/<device>/gpu.json
         [--json FILE]       writes the predictions
         [--log FILE]        writes the summary between the two marks in FILE, for benchmarks/LOG.md
 
-costs.py holds the maths, prediction.py asks the kernels' rules, hardware.py holds the figures. Nothing runs on a
-GPU. Triton has to be installed, since those rules choose the tiles; without it this says so and exits with 2.
+Without --folded and --dependent (or --no-folded, --no-dependent) it is as a tuned table of that GPU says, plain where
+there is none. One image is predicted in all four ways, whatever was chosen.
+
+costs.py holds the maths, chosen.py asks the kernels' rules and tables, hardware.py holds the figures. Nothing runs on
+a GPU. Triton has to be installed, since those rules choose the tiles; without it this says so and exits with 2.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.compared import Found, compare, comparison_lines
 from benchmarks.hardware import DTYPES, GPUS, Hardware
 from vit_fast.workload import MODELS
 
 if TYPE_CHECKING:
-    from benchmarks.prediction import Forecast
+    from benchmarks.prediction import Forecast, Way
 
 BATCHES = (1, 8, 32, 64, 256)
-MISS = 0.15  # a prediction further off than this has to be explained in the log
 MARKS = ("<!-- roofline: begin -->", "<!-- roofline: end -->")
+# a prediction's way, by the name that the GPU program gives it
+WORDS = {
+    "neither": "plain",
+    "pdl": "dependent launches",
+    "folded": "LayerNorm folded",
+    "folded, pdl": "LayerNorm folded, dependent launches",
+}
 COLUMNS = ("qkv", "attention", "proj", "fc1", "fc2", "layer_norm")  # of the summary
 
 
@@ -54,87 +66,33 @@ GOALS = (
 )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    cell: str
-    predicted_ms: float
-    measured_ms: float
-
-    @property
-    def off(self) -> float:
-        """How much longer it took than predicted, as a share of the prediction."""
-        return self.measured_ms / self.predicted_ms - 1
-
-    @property
-    def miss(self) -> bool:
-        return abs(self.off) > MISS
-
-
 def forecasts(
-    hw: Hardware, models: Iterable[str], batches: Iterable[int], dtype: str
-) -> dict[tuple[str, int], "Forecast"]:
+    hw: Hardware, models: Iterable[str], batches: Iterable[int], dtype: str, way: "Way"
+) -> Found:
     """(name of the model, batch) -> its forecast. Needs triton."""
     from benchmarks.prediction import forecast
 
-    return {(m, b): forecast(hw, MODELS[m], b, dtype) for m in models for b in batches}
-
-
-def compare(
-    found: Mapping[tuple[str, int], "Forecast"], results: Mapping[str, object], dtype: str
-) -> list[Comparison]:
-    """Predictions beside the cells of our own kernels and models that a results file holds.
-
-    A row with model, batch and ms, in the section "kernels" also with op (the name of a workload.Operation), is a
-    time of ours; rows of a vendor, of another dtype, and those that did not come out right are left alone. A kernel's
-    ms is one launch among many, so one launch gap is part of it. ValueError if `results` has no "cells".
-    """
-    lines = []
-    for row in rows(results):
-        f = found.get((row.get("model"), row.get("batch")))
-        right = row.get("status", "ok") == "ok" and not row.get("vendor")
-        if f is None or "ms" not in row or not right or row.get("dtype", dtype) != dtype:
-            continue
-        where = f"{row['model']} batch {row['batch']}"
-        if row["section"] == "end_to_end":
-            lines.append(Comparison(where, f.time_us / 1e3, row["ms"]))
-        elif row["section"] == "kernels":
-            for k in f.kernels:
-                if k.name == row["op"]:
-                    one = (k.time_us + f.hw.launch_gap_us) / 1e3
-                    lines.append(Comparison(f"{where} {k.name}", one, row["ms"]))
-    return lines
-
-
-def rows(results: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    """The cells of a results file: a list of rows, or "section/name" -> row."""
-    cells = results.get("cells")
-    if isinstance(cells, Mapping):
-        yield from ({"section": key.partition("/")[0]} | row for key, row in cells.items())
-    elif isinstance(cells, list):
-        yield from cells
-    else:
-        keys = ", ".join(sorted(results)) or "nothing"
-        raise ValueError(f'a results file of the GPU program has "cells", this one has {keys}')
+    return {(m, b): forecast(hw, MODELS[m], b, dtype, way) for m in models for b in batches}
 
 
 def kernel_lines(f: "Forecast") -> Iterator[str]:
     yield (
         f"\n{f.model.name}, batch {f.batch}, {f.dtype}: {f.time_us / 1e3:.3f} ms,"
-        f" {f.images_per_s:,.0f} images/s; floor {f.floor_us / 1e3:.3f} ms"
+        f" {f.images_per_s:,.0f} images/s; floor {f.floor_us / 1e3:.3f} ms; {WORDS[str(f.way)]}"
     )
-    yield "  kernel       count  tile      waves   useful   bound     us each  floor us   share"
+    yield "  kernel       count  tile        waves   useful   bound     us each  floor us   share"
     for k in f.kernels:
         yield (
-            f"  {k.name:<12} {k.count:>5}  {k.tile:<8} {k.waves:>6.2f}   {k.efficiency:>6.0%}   {k.bound:<8}"
+            f"  {k.name:<12} {k.count:>5}  {k.tile:<10} {k.waves:>6.2f}   {k.efficiency:>6.0%}   {k.bound:<8}"
             f" {k.time_us:>8.2f}  {k.floor_us:>8.2f}  {f.share(k):>6.1%}"
         )
     yield (
-        f"  launch gaps  {f.launches:>5}  {'':<36} {f.hw.launch_gap_us:>6.2f}  {'':>8}"
+        f"  launch gaps  {f.launches:>5}  {'':<38} {f.gap_us:>6.2f}  {'':>8}"
         f"  {f.gaps_us / f.time_us:>6.1%}   (counted in the shares above)"
     )
 
 
-def goal_lines(found: Mapping[tuple[str, int], "Forecast"]) -> Iterator[str]:
+def goal_lines(found: Found) -> Iterator[str]:
     """The goals that these predictions decide. The others are stated against rival programs: measure them."""
     for g in GOALS:
         f = found.get((g.model, g.batch))
@@ -148,7 +106,7 @@ def goal_lines(found: Mapping[tuple[str, int], "Forecast"]) -> Iterator[str]:
         )
 
 
-def summary(found: Mapping[tuple[str, int], "Forecast"]) -> Iterator[str]:
+def summary(found: Found) -> Iterator[str]:
     """A table in Markdown, one row for each model and batch, and one line for each goal."""
     head = ("model", "batch", "ms", "images/s", "of the floor", "launch gaps ms", "largest shares")
     each = f"us each (tile): {', '.join(COLUMNS)}"
@@ -170,20 +128,34 @@ def summary(found: Mapping[tuple[str, int], "Forecast"]) -> Iterator[str]:
     yield from (f"- {line}" for line in goal_lines(found))
 
 
-def comparison_lines(comparisons: Iterable[Comparison]) -> Iterator[str]:
-    yield "\npredicted beside measured, ms"
-    for c in comparisons:
-        flag = f"   off by more than {MISS:.0%}: the log says why" if c.miss else ""
-        yield f"  {c.cell:<28} {c.predicted_ms:>9.4f} {c.measured_ms:>9.4f}  {c.off:>+6.0%}{flag}"
+def ways(hw: Hardware, models: Iterable[str], dtype: str) -> Iterator[str]:
+    """A table in Markdown: one image in each way that this GPU and dtype have."""
+    from benchmarks.prediction import WAYS, forecast
+
+    own = [w for w in WAYS if not (w.folded and dtype == "fp32") and not (w.dependent and hw.arch < 90)]  # fmt: skip
+    names = ("statistics", *COLUMNS)
+    head = ("model, batch 1", "way", "launches", "ms", "launch gaps ms")
+    yield f"| {' | '.join(head)} | us each: {', '.join(names)} |"
+    yield "|---" * (len(head) + 1) + "|"
+    for model in models:
+        for way in own:
+            f = forecast(hw, MODELS[model], 1, dtype, way)
+            by_name = {k.name: f"{k.time_us:.1f}" for k in f.kernels}
+            each = ", ".join(by_name.get(name, "-") for name in names)
+            yield (
+                f"| {f.model.name} | {WORDS[str(way)]} | {f.launches} | {f.time_us / 1e3:.3f} |"
+                f" {f.gaps_us / 1e3:.3f} | {each} |"
+            )
 
 
-def as_json(hw: Hardware, found: Mapping[tuple[str, int], "Forecast"]) -> dict[str, object]:
+def as_json(hw: Hardware, found: Found) -> dict[str, object]:
     """Predictions as data: what every time rests on, and the times."""
     models = [
         {
             "model": name,
             "batch": batch,
             "dtype": f.dtype,
+            "way": WORDS[str(f.way)],
             "ms": f.time_us / 1e3,
             "images_per_s": f.images_per_s,
             "floor_ms": f.floor_us / 1e3,
@@ -212,6 +184,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", nargs="+", choices=MODELS, default=["vit-b-16", "vit-l-16"])
     p.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="images, each at least 1")
     p.add_argument("--dtype", choices=DTYPES, default="bf16")
+    choice = argparse.BooleanOptionalAction
+    p.add_argument("--folded", action=choice, help="LayerNorm folded into the products behind it")
+    p.add_argument("--dependent", action=choice, help="launches that begin early")
     p.add_argument("--results", type=Path, help="a results file of the GPU program")
     p.add_argument("--json", type=Path, help="write the predictions here")
     p.add_argument("--log", type=Path, help="write the summary between the marks in this file")
@@ -230,13 +205,22 @@ def main(argv: list[str] | None = None) -> int:
     hw = GPUS[args.gpu]
     path = args.results or Path(__file__).parent / "results" / hw.slug / "gpu.json"
     try:
-        found = forecasts(hw, args.model, args.batch, args.dtype)
+        from benchmarks.chosen import source, switches
+        from benchmarks.prediction import Way
+
+        on = switches(hw)
+        asked = args.folded, args.dependent
+        folded = on.get("fold", False) and args.dtype != "fp32"
+        way = Way(*(b if a is None else a for a, b in zip(asked, (folded, on.get("pdl", False)))))
+        ships = way == Way(folded, on.get("pdl", False))
+        found = forecasts(hw, args.model, args.batch, args.dtype, way)
         results = json.loads(path.read_text()) if args.results or path.exists() else None
         if results and results.get("machine", {}).get("dry_run"):
             raise ValueError(f"{path} is of a dry run: its times mean nothing")
-        compared = [] if results is None else compare(found, results, args.dtype)
+        compared = [] if results is None else compare(found, results, args.dtype, ships)
+        table = [*summary(found), "", *ways(hw, args.model, args.dtype)]
         if args.log:
-            write_between_marks(args.log, summary(found))
+            write_between_marks(args.log, table)
         if args.json:
             args.json.write_text(json.dumps(as_json(hw, found), indent=1) + "\n")
     except (ValueError, OSError) as problem:
@@ -244,11 +228,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(
         f"predicted for {hw.name}, not measured: {hw.peak_tflops(args.dtype):.0f} TFLOP/s,"
-        f" {hw.copy_tb_s:.2f} TB/s, a launch gap of {hw.launch_gap_us} us"
+        f" {hw.copy_tb_s:.2f} TB/s, a launch gap of {hw.launch_gap_us} us;"
+        f" tiles from {source(hw)}"
     )
     for f in found.values():
         print(*kernel_lines(f), sep="\n")
-    print("", *summary(found), sep="\n")
+    print("", *table, sep="\n")
     if results is not None:
         print(*comparison_lines(compared), sep="\n")
     return 0

@@ -16,17 +16,23 @@ from .operators import check_tensor, refuse, rows
 from .tuning import Gpu, cdiv, gpu_of
 
 
-def _own_tile(x: Tensor, weight: Tensor, epilogue: str, gpu: Gpu, *others: Tensor | None) -> Config:
+def own_config(
+    M: int, N: int, K: int, dtype: torch.dtype, epilogue: str, descriptors: bool, aligned: bool, gpu: Gpu
+) -> Config:  # fmt: skip
     """As `linear` would choose, but a kernel of ours: cuBLAS knows nothing of statistics."""
-    x2, w = rows(x), rows(weight)
-    descriptors = gpu.bulk_copies and describable(x2, w, *others)
-    aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
-    c = config_for(len(x2), len(w), x2.shape[1], x.dtype, epilogue, descriptors, aligned, gpu)
+    c = config_for(M, N, K, dtype, epilogue, descriptors, aligned, gpu)
     if c.library:
-        c = config_for(len(x2), len(w), x2.shape[1], x.dtype, "", descriptors, aligned, gpu)
+        c = config_for(M, N, K, dtype, "", descriptors, aligned, gpu)
     # on sm_100 statistics take more registers than two such blocks have
     crowded = c.blocks_per_sm > 1 and c.block_m == 128 and gpu.arch // 10 == 10
     return replace(c, blocks_per_sm=1) if crowded else c
+
+
+def _own_tile(x: Tensor, weight: Tensor, epilogue: str, gpu: Gpu, *others: Tensor | None) -> Config:
+    x2, w = rows(x), rows(weight)
+    descriptors = gpu.bulk_copies and describable(x2, w, *others)
+    aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
+    return own_config(len(x2), *w.shape, x.dtype, epilogue, descriptors, aligned, gpu)
 
 
 def launch_statistics(

@@ -92,3 +92,42 @@ def test_attention_by_hand():
     assert (time, bound) == (pytest.approx(FILL_US + one, rel=1e-4), "softmax")
     time, _ = costs.attention_us(H200, "bf16", 8, 12, 197, 64, program, 0.0)  # 384: 3 rounds
     assert time == pytest.approx(FILL_US + 3 * one, rel=1e-4)
+
+
+def test_last_tiles_fill_idle_multiprocessors_then_rounds_of_their_own():
+    """197 queries: three tiles of 64 and one of 16 a head."""
+    program = Program(64, 208, 64, tail_m=16)
+    assert program.rounds(197, 12, 132) == (1, 0)  # 36 and 12
+    assert program.rounds(197, 384, 132) == (
+        9,
+        3,
+    )  # 1152 leave 36 idle in the ninth; 348 of 384 are left
+    assert Program(64, 64, 64, heads=2).rounds(50, 264, 132) == (1, 0)
+    assert (str(program), str(Program(64, 64, 64, heads=2))) == ("64+16x208", "64x64*2")
+
+
+def test_a_last_tile_of_attention_reads_all_keys_for_few_queries():
+    """(2 x 16 + 2 x 208) x 64 values at 5120 / 132 bytes a clock: 0.808 us, while its sum would be 0.327."""
+    one = 3.4079e6 / (788e6 / 132) + 13312 * (1 / 16 + 5 / 128) / 1830  # 1.310 us
+    program = Program(64, 208, 64, tail_m=16)
+    time, bound = costs.attention_us(H200, "bf16", 32, 12, 197, 64, program, 0.0)
+    assert (time, bound) == (pytest.approx(FILL_US + 9 * one + 3 * 0.808, abs=0.005), "softmax")
+
+
+def test_two_heads_a_program_take_twice_as_long_and_half_the_programs():
+    """50 keys in 64 lanes; 264 heads are one round of two heads, or two rounds of one."""
+    two, single = (
+        costs.attention_us(H200, "bf16", 22, 12, 50, 64, Program(64, 64, 64, heads=h), 0.0)[0]
+        for h in (2, 1)
+    )
+    one = 64 * 64 * 4 * 64 / (788e6 / 132) + 64 * 64 * (1 / 16 + 5 / 128) / 1830
+    feed = 2 * 128 * 64 * 2 / (5120 / 132 * 1830)
+    assert feed > one
+    assert two == single == pytest.approx(FILL_US + 2 * feed)
+
+
+def test_a_folded_product_reads_statistics_and_has_a_longer_epilogue():
+    """12 parts of a row of 768, 8 bytes each, for 128 rows at 64 bytes a clock: 0.105 us; 11 instructions: 1.539."""
+    assert [costs.statistics_bytes(width) for width in (64, 72, 768)] == [8, 16, 96]
+    time, _ = gemm_us(H200, "bf16", 128, 256, 768, Tile(128, 256, 64), "folded", 0.0)
+    assert time == pytest.approx(FILL_US + TILE_FILL_US + 8.431 + 1.539 + 0.105, abs=0.005)

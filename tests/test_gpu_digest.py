@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from benchmarks.gpu import candidates, digest, goals, programs, summary, table, timing
+from benchmarks.gpu import candidates, ceilings, digest, goals, programs, summary, table, timing
 from benchmarks.gpu.ceilings import bare, rates
 from benchmarks.gpu.repeated import kernel_row, poisoned_memory
 from benchmarks.gpu.setting import FULL, TOY
@@ -51,6 +51,18 @@ def data():
     machine = {"device": goals.DEVICE, "dry_run": False, "source": "abc"}
     machine |= dict.fromkeys(("driver", "torch", "triton", "transformers"), "1")
     return {"machine": machine, "cells": cells, "skipped": []}
+
+
+def test_rates_of_a_slow_machine_are_not_zero(data, monkeypatch):
+    """Toys on a CPU that others use as well: a dry run divided by a copy's 0.0 GB/s."""
+    monkeypatch.setattr(ceilings, "in_turn_us", lambda *a: {"copy": 8e7, "again": 8e7})
+    row = ceilings.copy(TOY)
+    assert 0 < row["gbps"] < 0.05
+    data["cells"]["ceilings/copy"] |= row
+    bound, lacking = digest.composed_us(data["cells"], "vit-b-16", 64)
+    assert bound > 0 and not lacking
+    found = rates(next(operations(MODELS["vit-b-16"], 1)), {"torch": 1e12, "again": 1e12})
+    assert found["best_tflops"] > 0 and found["best_gbps"] > 0
 
 
 def test_composed_bound(data):
@@ -130,6 +142,17 @@ def test_table(data):
     row = wrong["cells"]["end_to_end/ViT-B/16-224 batch 64 transformers"]
     row["programs"]["vit-fast"]["wrong"] = "largest error"
     assert "WRONG" in list(table.markdown(wrong))[-1]
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", '{"predictions": []}', "[]"])
+def test_a_table_of_what_is_no_results_file_exits_with_2(tmp_path, capsys, text):
+    path = tmp_path / "gpu.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        table.main([str(path)])
+    assert stop.value.code == 2
+    assert f"error: {path}: " in capsys.readouterr().err
 
 
 def test_rates():

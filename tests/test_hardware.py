@@ -18,11 +18,21 @@ def test_a_datasheets_rate_is_what_its_units_do_in_a_clock(gpu, flops):
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_every_figure_has_a_source(gpu):
     values = dataclasses.asdict(gpu)
-    figures = {k for k, v in values.items() if v is not None} - {"name", "slug", "sources"}
+    figures = {k for k, v in values.items() if v is not None} - {"name", "device", "sources"}
     assert set(gpu.sources) == figures
     measured = {k for k, source in gpu.sources.items() if source.startswith("measured: ")}
     ours = {"launch_gap_us", "measured_tflops", "measured_copy_tb_s"}
     assert measured == (ours if gpu is H200 else set())
+
+
+def test_a_gpus_table_and_results_lie_under_the_drivers_name():
+    assert [g.slug for g in GPUS.values()] == [
+        "nvidia_h200",
+        "nvidia_h100_80gb_hbm3",
+        "nvidia_a100_sxm4_80gb",
+        "nvidia_l4",
+        "nvidia_geforce_rtx_4090",
+    ]
 
 
 def test_where_nothing_was_measured_the_datasheet_is_scaled_as_on_the_h200():

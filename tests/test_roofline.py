@@ -66,6 +66,32 @@ def test_measurements_stand_beside_predictions_and_misses_are_flagged(tmp_path, 
     assert "-14%" in lines[1] and "off by" not in lines[1]
 
 
+def test_a_way_is_compared_with_the_variant_of_its_name(tmp_path, capsys):
+    programs = {"vit-fast": {"burst_ms": 9.0}, "vit-fast, folded": {"burst_ms": 1.0}}
+    row = {"model": "vit-b-16", "batch": 1, "ms": 9.0, "programs": programs}
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps({"cells": {"end_to_end/ViT-B batch 1 variants": row}}))
+    argv = ["--model", "vit-b-16", "--batch", "1", "--results", str(path)]
+    assert roofline.main([*argv, "--folded"]) == 0
+    (line,) = capsys.readouterr().out.partition("beside measured, ms\n")[2].splitlines()
+    assert line.startswith("  vit-b-16 batch 1, folded ") and " 1.0000 " in line
+    assert roofline.main(argv) == 0
+    (line,) = capsys.readouterr().out.partition("beside measured, ms\n")[2].splitlines()
+    assert line.startswith("  vit-b-16 batch 1 ") and " 9.0000 " in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["--gpu", "A100", "--dependent"], "A100 has compute capability 8.0"),
+        (["--folded", "--dtype", "fp32"], "dtype is fp32, LayerNorm is folded in fp16 and bf16"),
+    ],
+)
+def test_ways_that_do_not_exist_are_refused(argv, why, capsys):
+    assert roofline.main(argv) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_a_file_without_cells_is_refused(tmp_path, capsys):
     path = tmp_path / "gpu.json"
     path.write_text('{"machine": {}}')
@@ -95,9 +121,17 @@ def test_the_log_is_rewritten_between_its_marks_alone(tmp_path, capsys):
     assert roofline.main(argv) == 0
     first = log.read_text()
     assert first.startswith(f"before\n{begin}\n| model") and first.endswith(f"{end}\nafter\n")
-    assert "old" not in first and "| ViT-B/16-224 | 1 |" in first
+    assert "\nold\n" not in first and "| ViT-B/16-224 | 1 |" in first
     assert roofline.main(argv) == 0
     assert log.read_text() == first
+    assert [line.split(" | ")[1:3] for line in first.splitlines() if line.startswith("| ViT")][
+        1:
+    ] == [
+        ["plain", "86"],
+        ["dependent launches", "86"],
+        ["LayerNorm folded", "63"],
+        ["LayerNorm folded, dependent launches", "63"],
+    ]
     log.write_text("no marks\n")
     assert roofline.main(argv) == 2
     assert "has no line <!-- roofline: begin -->" in capsys.readouterr().err

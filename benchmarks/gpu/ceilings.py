@@ -8,7 +8,7 @@ import torch
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.programs import inputs, label, missing, vendor
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import in_turn_us, sets, spread, timer_of
+from benchmarks.gpu.timing import digits, in_turn_us, sets, spread, timer_of
 from vit_fast.workload import Operation, operations
 
 # for graph lengths only: what a GPU of this class does, roughly
@@ -26,8 +26,8 @@ def rates(operation: Operation, us: dict[str, float]) -> dict[str, Any]:
         "us": us,
         "best": best,
         "spread": spread(us),
-        "best_tflops": round(operation.flops / us[best] / 1e6, 2),
-        "best_gbps": round(operation.bytes / us[best] / 1e3, 1),
+        "best_tflops": digits(operation.flops / us[best] / 1e6),
+        "best_gbps": digits(operation.bytes / us[best] / 1e3),
         "kernel": operation.op,
         "shape": dict(operation.shape),
         "state": "cold",
@@ -71,7 +71,7 @@ def copy(setting: Setting) -> dict[str, Any]:
     x = torch.randint(0, 256, (setting.copy_bytes,), dtype=torch.uint8, device=setting.device)
     y = torch.empty_like(x)
     us = in_turn_us(setting, {"copy": [lambda: y.copy_(x)]}, 2 * setting.copy_bytes / 4e6)
-    gbps = round(2 * setting.copy_bytes / us["copy"] / 1e3, 1)
+    gbps = digits(2 * setting.copy_bytes / us["copy"] / 1e3)
     return {"us": us, "spread": spread(us), "gbps": gbps, "says": f"{gbps} GB/s"}
 
 

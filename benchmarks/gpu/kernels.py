@@ -9,7 +9,7 @@ from benchmarks.gpu.ceilings import by_name, guess_us, rates, rotated, shapes
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.programs import KERNELS, check, inputs, label, missing, vendor
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import in_turn_us, timer_of
+from benchmarks.gpu.timing import digits, in_turn_us, timer_of
 from vit_fast.workload import Operation, operations
 
 OURS = "vit-fast"
@@ -46,8 +46,8 @@ def against_ceiling(
         "op": operation.name,
         "dtype": dtype,
         "ms": ours / 1e3,
-        "tflops": round(operation.flops / ours / 1e6, 2),
-        "gbps": round(operation.bytes / ours / 1e3, 1),
+        "tflops": digits(operation.flops / ours / 1e6),
+        "gbps": digits(operation.bytes / ours / 1e3),
         "fraction": round(min(bare) / ours, 3),
     }
     rate = f"{row['tflops']} TFLOP/s" if operation.flops else f"{row['gbps']} GB/s"

@@ -1,4 +1,4 @@
-"""A results file as Markdown, for the README: python -m benchmarks table FILE"""
+"""A results file of the GPU program as Markdown, for the README: python -m benchmarks table FILE"""
 
 import argparse
 from collections.abc import Iterator, Mapping

@@ -97,6 +97,11 @@ def in_turn_us(
     return {name: round(median(us[1:]), 4) for name, us in found.items()}
 
 
+def digits(rate: float) -> float:
+    """Four significant digits: a toy's rate, too, is more than 0.0, and other numbers are divided by it."""
+    return float(f"{rate:.4g}")
+
+
 def spread(us: Mapping[str, float]) -> float:
     """The share by which one program differed from itself."""
     first = next(iter(us.values()))
