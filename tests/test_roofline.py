@@ -124,7 +124,9 @@ def test_the_log_is_rewritten_between_its_marks_alone(tmp_path, capsys):
     assert "\nold\n" not in first and "| ViT-B/16-224 | 1 |" in first
     assert roofline.main(argv) == 0
     assert log.read_text() == first
-    assert [line.split(" | ")[1:3] for line in first.splitlines() if line.startswith("| ViT")][1:] == [
+    assert [line.split(" | ")[1:3] for line in first.splitlines() if line.startswith("| ViT")][
+        1:
+    ] == [
         ["plain", "86"],
         ["dependent launches", "86"],
         ["LayerNorm folded", "63"],
