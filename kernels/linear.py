@@ -200,6 +200,8 @@ def launch_tiles(
     else:
         linear_pointer_kernel[count, cdiv(K, share)](
             x, w, y, residual, *rest, x.stride(0), w.stride(0), 0 if residual is None else residual.stride(0),
+            # left to itself ptxas takes 128 registers where fp32 needs a few more, and spills
+            maxnreg=c.registers if x.element_size() == 4 else None,
             PRECISION=fp32_precision(), EVEN_K=K % c.block_k == 0, **shared, **options,
         )  # fmt: skip
 

@@ -23,7 +23,11 @@ def own_config(
     c = config_for(M, N, K, dtype, epilogue, descriptors, aligned, gpu)
     if c.library:
         c = config_for(M, N, K, dtype, "", descriptors, aligned, gpu)
-    # on sm_100 statistics take more registers than two such blocks have
+    return _with_room(c, gpu)
+
+
+def _with_room(c: Config, gpu: Gpu) -> Config:
+    """On sm_100 statistics take more registers than two blocks of 128 rows have."""
     crowded = c.blocks_per_sm > 1 and c.block_m == 128 and gpu.arch // 10 == 10
     return replace(c, blocks_per_sm=1) if crowded else c
 
@@ -54,7 +58,7 @@ def launch_statistics(
         gpu = gpu or gpu_of(x.device)
         r2 = None if residual is None else rows(residual)
         epilogue = epilogue_name(None, scale, residual)
-        c = config or _own_tile(x, weight, epilogue, gpu, y.view(M, N), r2)
+        c = _with_room(config or _own_tile(x, weight, epilogue, gpu, y.view(M, N), r2), gpu)
         run(x, weight, bias, None, scale, residual, y, y_stats=stats, gpu=gpu, config=c)
     return y, stats
 
@@ -86,6 +90,7 @@ def launch_folded(
     if y.numel():
         gpu = gpu or gpu_of(x.device)
         c = config or _own_tile(x, weight, activation or "bias", gpu, y.view(M, N))
+        c = _with_room(c, gpu)
         folded = Folded(stats.contiguous(), column_sums.contiguous(), eps)
         run(x, weight, bias, activation, None, None, y, folded=folded, gpu=gpu, config=c)
     return y

@@ -176,6 +176,16 @@ def test_last_tiles_of_every_height(queries, keys, arch):
     compare(lambda *a: launch(*a, gpu=target(arch)), *args)
 
 
+@pytest.mark.parametrize("tokens", [50, 96, 192])
+@pytest.mark.parametrize("head_dim", [32, 72])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_every_candidate(tokens, head_dim, arch):
+    gpu = target(arch)
+    args = qkv("packed", "normal", 1, tokens, 4, head_dim, torch.float16)
+    for config in module.candidates(tokens, tokens, head_dim, 2, gpu):
+        compare(lambda *a, c=config: launch(*a, gpu=gpu, config=c), *args)
+
+
 @pytest.mark.parametrize("heads", [2, 4])
 def test_several_heads_a_program(heads):
     q, k, v = qkv("packed", "normal", 2, 70, 4, 32, torch.float16)

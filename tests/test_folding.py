@@ -8,7 +8,7 @@ from pairwise import pairwise
 from tensors import DTYPES, LAYOUTS, f64, laid_out, target, values
 
 pytest.importorskip("triton")
-from vit_fast.kernels import linear_tiles
+from vit_fast.kernels import linear_folded, linear_tiles
 from vit_fast.kernels.folding import launch, row_statistics, row_statistics_ref
 from vit_fast.kernels.layer_norm import layer_norm_ref
 from vit_fast.kernels.linear import linear_ref
@@ -75,6 +75,25 @@ def test_against_float64(rows, width, n, activation, mean, layout, arch, dtype):
     baseline = ops.linear(ops.layer_norm(x, g, h, EPS), w, b, activation)
     y = launch_folded(x, row_statistics(x), *fold(w, b, g, h), EPS, activation, gpu=target(arch))
     assert_as_accurate(y, ref, baseline)
+
+
+def test_where_cublas_was_fastest_a_kernel_of_ours_runs(monkeypatch):
+    """It knows nothing of statistics."""
+    found = linear_folded.config_for
+
+    def measured(*args):
+        return linear_tiles.LIBRARY if args[4] else found(*args)
+
+    monkeypatch.setattr(linear_folded, "config_for", measured)
+    x, w = 5 + values("normal", 50, 192).half(), (values("normal", 64, 192, seed=1) / 14).half()
+    g, h = (values("normal", 192, seed=i).half() for i in (3, 4))
+    ref = linear_ref(layer_norm_ref(*f64(x, g, h), EPS), w.double())
+    baseline = torch_ops().linear(torch_ops().layer_norm(x, g, h, EPS), w)
+    for config in (None, linear_tiles.LIBRARY):
+        y = launch_folded(x, row_statistics(x), *fold(w, None, g, h), EPS, config=config)
+        assert_as_accurate(y, ref, baseline)
+    y, stats = launch_statistics(x, w, None, None, None)
+    torch.testing.assert_close(stats.double(), row_statistics_ref(y.double()), rtol=1e-5, atol=1e-6)
 
 
 def test_eps_counts_where_rows_are_small():
