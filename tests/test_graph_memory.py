@@ -131,3 +131,25 @@ def test_a_conversion_drops_what_was_derived(vit):
     assert vit.derived_nbytes() > 0
     vit.double()
     assert vit.derived_nbytes() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_after_an_invalidated_capture():
+    """On a GPU: what it took comes back, and the next capture is right."""
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+
+    def forbidden(pixels):
+        y = pixels + 1
+        torch.cuda.current_stream().synchronize()
+        return (y,)
+
+    with pytest.raises(RuntimeError):
+        recorder.record((8, 3, 1024, 1024), torch.float32, forbidden)
+    recorder.reset()
+    assert torch.cuda.memory_reserved() <= before
+    recording = recorder.record((2, 3), torch.float32, lambda pixels: (pixels + 1,))
+    recording.input.fill_(1)
+    recording.replay()
+    assert recording.outputs[0].eq(2).all() and recorder.nbytes() > 0

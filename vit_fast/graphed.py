@@ -114,17 +114,19 @@ class Graphed(nn.Module):
 
     def is_plain(self) -> bool:
         """Whether encode runs this package's layers and methods, and nothing beside them, hooks say."""
-        inner = [m for part in (self.patch_embed, self.blocks, self.norm) for m in part.modules()]
+        # not a class derived from ViT, nor a copy that nn.DataParallel makes for one call
         return (
-            # not a class derived from ViT, nor a copy that nn.DataParallel makes for one call
             Graphed in type(self).__bases__
             and "_is_replica" not in vars(self)
-            and all(
-                type(m) is nn.ModuleList or type(m).__module__ == Block.__module__ for m in inner
-            )
-            and not any(
-                m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in inner
-            )
+            and self.layers_are_plain()
+        )
+
+    def layers_are_plain(self) -> bool:
+        inner = [m for part in (self.patch_embed, self.blocks, self.norm) for m in part.modules()]
+        return all(
+            type(m) is nn.ModuleList or type(m).__module__ == Block.__module__ for m in inner
+        ) and not any(
+            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in inner
         )
 
     def _watched(self) -> Watch:

@@ -68,23 +68,6 @@ class Linear(nn.Module):
             return ops.folding.linear(x.x, x.stats, *weights, x.norm.eps, **epilogue)
         return ops.linear(x, self._weight(ops, out), self._whole("bias", out), **epilogue)
 
-    def into(
-        self, norm: "LayerNorm | None", x: Tensor, ops: Ops, residual: Tensor, fold: bool = True
-    ) -> tuple[Tensor, Tensor | Folded | None]:
-        """y = residual + self(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
-        plain = _runs_as_it_is(self, Linear)
-        if norm is None or not (plain and _runs_as_it_is(norm, LayerNorm)):
-            y = self(x, ops, residual=residual)
-            return y, None if norm is None else norm(y, ops)
-        w, b = self._weight(ops, None), self._whole("bias", None)
-        if ops.folding is not None and fold:
-            y, stats = ops.folding.linear_statistics(x, w, b, None, residual)
-            return y, Folded(y, stats, norm)
-        if ops.linear_norm is not None:
-            return ops.linear_norm(x, w, b, None, residual, norm.weight, norm.bias, norm.eps)
-        y = ops.linear(x, w, b, residual=residual)
-        return y, norm(y, ops)
-
     def _folded(self, norm: "LayerNorm", out: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Weight, column sums and bias with `norm` folded in: kernels/folding.py."""
         weights = self._parts.get("weight") or (self.weight,)
@@ -134,11 +117,33 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
-    def first(self, x: Tensor, ops: Ops) -> "Tensor | Folded":
-        """norm(x) for the layers that read it, where no linear layer has left statistics."""
-        if ops.folding is None or not _runs_as_it_is(self, LayerNorm):
-            return self(x, ops)
-        return Folded(x, ops.folding.statistics(x), self)
+
+def first(norm: nn.Module, x: Tensor, ops: Ops) -> Tensor | Folded:
+    """norm(x) for the layers that read it, where no linear layer has left statistics."""
+    return norm(x, ops) if ops.folding is None else Folded(x, ops.folding.statistics(x), norm)
+
+
+def into(
+    linear: nn.Module,
+    norm: nn.Module | None,
+    x: Tensor,
+    ops: Ops,
+    residual: Tensor,
+    fold: bool = True,
+) -> tuple[Tensor, Tensor | Folded | None]:
+    """y = residual + linear(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
+    plain = _runs_as_it_is(linear, Linear)
+    if norm is None or not (plain and _runs_as_it_is(norm, LayerNorm)):
+        y = linear(x, ops, residual=residual)
+        return y, None if norm is None else norm(y, ops)
+    w, b = linear._weight(ops, None), linear._whole("bias", None)
+    if ops.folding is not None and fold:
+        y, stats = ops.folding.linear_statistics(x, w, b, None, residual)
+        return y, Folded(y, stats, norm)
+    if ops.linear_norm is not None:
+        return ops.linear_norm(x, w, b, None, residual, norm.weight, norm.bias, norm.eps)
+    y = ops.linear(x, w, b, residual=residual)
+    return y, norm(y, ops)
 
 
 class Attention(nn.Module):
@@ -192,9 +197,9 @@ class Block(nn.Module):
         """
         heads = self.attn(normed, ops, rows)
         residual = x if rows is None else x[:, :rows]
-        x, normed = self.attn.proj.into(self.norm2, heads, ops, residual)
+        x, normed = into(self.attn.proj, self.norm2, heads, ops, residual)
         hidden = self.mlp.fc1(normed, ops, activation=self.mlp.activation)
-        return self.mlp.fc2.into(following, hidden, ops, x, fold)
+        return into(self.mlp.fc2, following, hidden, ops, x, fold)
 
 
 class PatchProjection(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vit_fast import weights
 from vit_fast.graphed import Graphed
-from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed
+from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed, first
 from vit_fast.ops import Ops, choose_ops, torch_ops
 from vit_fast.pixels import check_pixels
 from vit_fast.runtime import autocast_is_on, mode_forbids
@@ -177,11 +177,15 @@ class ViT(Graphed):
         The last block computes no other row than those asked for. Nothing is checked here.
         """
         x = self.embed(pixels, ops)
-        if ops.folding is not None and x.dtype == torch.float32:
-            ops = replace(ops, folding=None)  # kernels/folding.py says why
+        if ops.folding is not None and (
+            x.dtype == torch.float32  # kernels/folding.py says why
+            # what is put in a layer's place, or before it, takes tensors
+            or not (torch.compiler.is_compiling() or self.layers_are_plain())
+        ):
+            ops = replace(ops, folding=None)
         kept = {0: x} if 0 in keep else {}
         depth, norms = len(self.blocks), [block.norm1 for block in self.blocks]
-        normed = norms[0].first(x, ops)
+        normed = first(norms[0], x, ops)
         for i, block in enumerate(self.blocks[:-1], start=1):
             x, normed = block(x, normed, ops, norms[i])
             if i in keep:
