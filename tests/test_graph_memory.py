@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import images, no_gradient
-from recorder import SoftwareRecorder, recorded_vit
+from recorder import SoftwareRecorder, recorded_vit, recorder
 from test_graph_bounds import SHAPES, batches, bounded, check
 from vit_fast import ViT, torch_ops
 from vit_fast.recorder import CudaRecorder
@@ -89,8 +89,8 @@ def test_what_is_captured_was_launched_before(vit, make):
 
 def test_an_invalidated_capture_is_cleaned_up(monkeypatch):
     """PyTorch leaves its allocator in it. Where it had come further, that has nothing to clean."""
-    recorder = object.__new__(CudaRecorder)
-    recorder.device, recorder._pool = torch.device("cuda", 1), (0, 5)
+    made = object.__new__(CudaRecorder)
+    made.device, made._pool = torch.device("cuda", 1), (0, 5)
     for ended in (False, True):
         done = []
 
@@ -106,7 +106,7 @@ def test_an_invalidated_capture_is_cleaned_up(monkeypatch):
             lambda *args, done=done: done.append(("release", *args)),
             raising=False,
         )
-        with pytest.raises(RuntimeError, match="invalidated"), recorder._cleaning_up():
+        with pytest.raises(RuntimeError, match="invalidated"), made._cleaning_up():
             raise RuntimeError("invalidated")
         assert done == ([] if ended else [("end", 1, (0, 5)), ("release", 1, (0, 5))])
 
@@ -153,3 +153,12 @@ def test_after_an_invalidated_capture():
     recording.input.fill_(1)
     recording.replay()
     assert recording.outputs[0].eq(2).all() and recorder.nbytes() > 0
+
+
+def test_another_device_has_a_recorder_of_its_own(vit):
+    check(vit, *SHAPES[0])
+    first = recorder(vit)
+    first.device = torch.device("meta")
+    check(vit, *SHAPES[0])
+    assert recorder(vit) is not first and first.pool == 0
+    assert recorder(vit).device == torch.device("cpu")

@@ -254,3 +254,25 @@ def test_a_write_while_it_is_made(twice):
 
     twice.derived.get("twice", [p], build)
     twice(p)
+
+
+def test_made_anew_for_another_view_of_the_same_memory(twice):
+    """At the same address, with the same version: other strides, another shape, another dtype."""
+    p = nn.Parameter(torch.randn(4, 4))
+    with torch.no_grad():
+        for change in (lambda t: t.view(2, 8), torch.t, lambda t: t.view(torch.int32)):
+            twice(p)
+            before = p.data_ptr(), p._version
+            p.requires_grad_(False).data = change(p.data)
+            assert (p.data_ptr(), p._version) == before
+            twice(p)
+    assert twice.times == 4
+
+
+def test_what_no_graph_has_read_is_not_made_anew_in_place(twice):
+    """Another thread may be at work on it."""
+    p = torch.randn(4)
+    old = twice(p)
+    before = old.clone()
+    p.add_(1)
+    assert twice(p) is not old and torch.equal(old, before)
