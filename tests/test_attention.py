@@ -186,6 +186,13 @@ def test_every_candidate(tokens, head_dim, arch):
         compare(lambda *a, c=config: launch(*a, gpu=gpu, config=c), *args)
 
 
+def test_heads_are_shared_out_evenly():
+    """Two a program where heads are small and many, but not of 3."""
+    gpu = KNOWN["sm_90"]
+    assert module.config_for(2000, 4, 50, 50, 64, torch.bfloat16, gpu).heads == 2
+    assert module.config_for(2000, 3, 50, 50, 64, torch.bfloat16, gpu).heads == 1
+
+
 @pytest.mark.parametrize("heads", [2, 4])
 def test_several_heads_a_program(heads):
     q, k, v = qkv("packed", "normal", 2, 70, 4, 32, torch.float16)

@@ -91,9 +91,14 @@ def test_what_needs_no_matrix_unit(change):
 
 
 def test_dependent_launches_wait():
-    found, bad = faults("sm_90", only="ViT-B/16-224 batch 1 qkv, dependent")
-    assert [(c.starts_early, c.waits) for c in found] == [(True, 1)]
+    """Each kernel of a forward pass, before it touches memory."""
+    found, bad = faults("sm_90", only=", dependent")
+    assert {(c.starts_early, c.waits, c.early) for c in found} == {(True, 1, 0)}
     assert not bad
+    assert {c.kernel for c in found} >= {
+        "_patch_embed_kernel", "_layer_norm_kernel", "_row_statistics_kernel", "_sum_norm_kernel",
+        "linear_descriptor_kernel", "one_pass_kernel",
+    }  # fmt: skip
 
 
 def test_what_comes_before_the_wait():
