@@ -3,12 +3,21 @@
 The one place where the predictions ask the kernels. Tensors are taken to be contiguous and their rows aligned.
 """
 
+import dataclasses
+
 import torch
 import triton
 
 from benchmarks.costs import MOST_BLOCKS, Program, Tile
 from benchmarks.hardware import Hardware
-from vit_fast.kernels import attention, linear, linear_folded, linear_norm, patch_embed
+from vit_fast.kernels import (
+    attention,
+    linear,
+    linear_folded,
+    linear_norm,
+    linear_tiles,
+    patch_embed,
+)
 from vit_fast.kernels.tuning import Gpu, which_table
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -49,6 +58,11 @@ def linear_tile(
         choose = linear_folded.own_config if behind else linear.config_for
         args = M, N, K, _TORCH[dtype], epilogue, by_descriptors(hw, dtype), True, gpu_record(hw)
         c = choose(*args)
+    if c.library:
+        # cuBLAS says nothing of its tile; that of the configuration is the pass behind it
+        size = _TORCH[dtype].itemsize
+        rule = linear_tiles.launch_config(M, N, K, size, by_descriptors(hw, dtype), gpu_record(hw))
+        c = dataclasses.replace(rule, library=True)
     return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm, c.splits, c.library)
 
 

@@ -169,7 +169,8 @@ def test_a_tuned_table_goes_before_the_rules(forgotten, tmp_path, monkeypatch, c
     kernels = {k.name: k for k in f.kernels}
     assert kernels["qkv"].tile == "128x256"
     fc1 = kernels["fc1"]
-    tile = Tile(128, 128, 64, library=True)
+    rule = linear_tiles.launch_config(197, 3072, 768, 2, True, tuning.KNOWN["sm_90"])
+    tile = Tile(rule.block_m, rule.block_n, rule.block_k, rule.blocks_per_sm, library=True)
     product, _ = gemm_us(H200, "bf16", 197, 3072, 768, tile, "plain", 2 * 3072 * 768)
     again = FILL_US + 2 * 2 * 197 * 3072 / (5120 * 1830)
     assert (fc1.tile, fc1.launches) == ("cuBLAS", 2)
