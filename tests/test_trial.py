@@ -36,7 +36,7 @@ def failing(error):
         (RuntimeError("Failed to find C compiler. Please specify"), "C compiler"),
         (AssertionError("libcuda.so cannot found!\nPossible files"), "found! Possible files"),
         (subprocess.CalledProcessError(1, ["gcc", "main.c"]), "'gcc', 'main.c'"),
-        (PermissionError(13, "Permission denied", "/root/.triton"), "/root/.triton"),
+        (PermissionError(13, "Permission denied", "/home/u/.triton"), "/home/u/.triton"),
         (trial.triton.runtime.errors.PTXASError("no sm_999"), "PTXASError: PTXAS error: no sm_999"),
         (ImportError("undefined symbol: cuLaunchKernelEx"), "cuLaunchKernelEx"),
     ],
