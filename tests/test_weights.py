@@ -11,7 +11,8 @@ from torch import nn
 from accuracy import assert_as_accurate
 from models import NORM, SPEC, images, randomize
 from vit_fast import Normalization, ViT, torch_ops
-from vit_fast.weights import SIZES, Derived, fold_bias, fold_weight, resize_positions
+from vit_fast.positions import resize_positions
+from vit_fast.weights import SIZES, Derived, fold_bias, fold_weight
 
 
 class Counted:

@@ -7,14 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_fast.embedding import PatchEmbed
 from vit_fast.graphs import Answer, GraphCache, Graphs
-from vit_fast.layers import Attention, Block, LayerNorm, Linear, Mlp
+from vit_fast.layers import Attention, LayerNorm, Linear, Mlp
 from vit_fast.ops import Ops
+from vit_fast.pixels import Patches
+from vit_fast.pooling import AttentionPool
 from vit_fast.recorder import CudaRecorder
 from vit_fast.watch import Watch, global_hooks_are_set
 
 # plain attributes that a forward pass reads
-_WATCHED = {LayerNorm: ("eps",), Mlp: ("activation",), Attention: ("heads", "head_dim")}
+_WATCHED = {
+    LayerNorm: ("eps",),
+    Mlp: ("activation", "gated"),
+    Attention: ("heads", "head_dim"),
+    AttentionPool: ("heads",),
+}
+# where the layers are that encode runs
+_LAYERS = {PatchEmbed.__module__, Attention.__module__, AttentionPool.__module__}
 
 _making = threading.Lock()
 
@@ -43,10 +53,10 @@ class Graphed(nn.Module):
 
     def run(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Patches,
         ops: Ops,
         rows: int | None = None,
-        keep: Collection[int] = (),
+        keep: Collection[int | str] = (),
         dtype: torch.dtype | None = None,
     ) -> Answer:
         """As encode of the pixels in `dtype` (None: theirs), replayed from a graph where that may be."""
@@ -58,6 +68,7 @@ class Graphed(nn.Module):
             self._graphs = None
         if (
             not self.graphs
+            or type(pixels) is Patches
             or not self.recorder.takes(pixels, ops)
             or torch.jit.is_tracing()
             or global_hooks_are_set()
@@ -104,7 +115,8 @@ class Graphed(nn.Module):
 
     def tensors(self) -> list[Tensor]:
         """All that it reads, in a fixed order."""
-        owned = [t for m in self.modules() for t in m._parameters.values() if t is not None]
+        held = [d for m in self.modules() for d in (m._parameters, m._buffers)]
+        owned = [t for d in held for t in d.values() if t is not None]
         parts = [m._parts.values() for m in self.modules() if isinstance(m, Linear)]
         return owned + [t for groups in parts for group in groups for t in group]
 
@@ -122,9 +134,10 @@ class Graphed(nn.Module):
         )
 
     def layers_are_plain(self) -> bool:
-        inner = [m for part in (self.patch_embed, self.blocks, self.norm) for m in part.modules()]
+        parts = (self.patch_embed, self.norm_pre, self.blocks, self.norm, self.attn_pool)
+        inner = [m for part in parts if part is not None for m in part.modules()]
         return all(
-            type(m) is nn.ModuleList or type(m).__module__ == Block.__module__ for m in inner
+            type(m) is nn.ModuleList or type(m).__module__ in _LAYERS for m in inner
         ) and not any(
             m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in inner
         )

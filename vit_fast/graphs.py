@@ -34,7 +34,7 @@ COUNT = 64  # graphs
 WORTH = 16  # replays, for which a capture has paid off
 LONGEST_WAIT = 64  # calls
 
-Answer = tuple[Tensor, dict[int, Tensor]]  # what ViT.encode returns
+Answer = tuple[Tensor, dict[int | str, Tensor]]  # what ViT.encode returns
 
 
 def bucket(batch: int) -> int:
@@ -56,7 +56,7 @@ class Key(NamedTuple):
     width: int
     dtype: torch.dtype
     rows: int | None
-    keep: tuple[int, ...]
+    keep: tuple[int | str, ...]
     settings: Hashable
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class GraphCache:
         pixels: Tensor,
         ops: Ops,
         rows: int | None,
-        keep: Collection[int],
+        keep: Collection[int | str],
         dtype: torch.dtype,
     ) -> Answer:
         """As engine.encode(pixels.to(dtype), ops, rows, keep), in tensors of the caller's own.

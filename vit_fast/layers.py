@@ -68,6 +68,33 @@ class Linear(nn.Module):
             return ops.folding.linear(x.x, x.stats, *weights, x.norm.eps, **epilogue)
         return ops.linear(x, self._weight(ops, out), self._whole("bias", out), **epilogue)
 
+    def gated(self, x: Tensor | Folded, ops: Ops, activation: str) -> Tensor:
+        """x [..., K] -> [..., N / 2], activation(gate) * up; the first half of the features is the gate."""
+        if isinstance(x, Folded):
+            half = sum(map(len, self._parts.get("weight") or (self.weight,))) // 2
+            gate = self(x, ops, slice(0, half), activation=activation)
+            return gate * self(x, ops, slice(half, None))
+        weights = self._half_weight(0, ops), self._half_weight(1, ops)
+        biases = self._half("bias", 0), self._half("bias", 1)
+        if ops.gated is not None:
+            return ops.gated(x, *weights, *biases, activation)
+        gate = ops.linear(x, weights[0], biases[0], activation=activation)
+        return gate * ops.linear(x, weights[1], biases[1])
+
+    def _half(self, name: str, i: int) -> Tensor | None:
+        parts, whole = self._parts.get(name), getattr(self, name)
+        if parts is not None:
+            return parts[i]
+        return None if whole is None else whole.chunk(2)[i]
+
+    def _half_weight(self, i: int, ops: Ops) -> Tensor:
+        half = self._half("weight", i)
+        if ops.pack is None or torch.compiler.is_compiling():
+            return half
+        parts = self._parts.get("weight")
+        sources = [self.weight if parts is None else half]
+        return self._derived.get((ops.pack, "half", i), sources, lambda: ops.pack(half))
+
     def _folded(self, norm: "LayerNorm", out: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Weight, column sums and bias with `norm` folded in: kernels/folding.py."""
         weights = self._parts.get("weight") or (self.weight,)
@@ -105,6 +132,14 @@ class Linear(nn.Module):
         return self._derived.get(key, parts, build)
 
 
+class LayerScale(nn.Module):
+    """gamma [D], by which the layer before it multiplies its result (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+
 class LayerNorm(nn.Module):
     """x [..., D] -> [..., D] through ops.layer_norm."""
 
@@ -129,21 +164,38 @@ def into(
     x: Tensor,
     ops: Ops,
     residual: Tensor,
+    scale: LayerScale | None = None,
     fold: bool = True,
 ) -> tuple[Tensor, Tensor | Folded | None]:
-    """y = residual + linear(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
+    """y = residual + scale * linear(x), and norm(y) for the layers that read it; as a tensor if not `fold`."""
     plain = _runs_as_it_is(linear, Linear)
+    gamma = None if scale is None else scale.gamma
     if norm is None or not (plain and _runs_as_it_is(norm, LayerNorm)):
-        y = linear(x, ops, residual=residual)
+        y = linear(x, ops, scale=gamma, residual=residual)
         return y, None if norm is None else norm(y, ops)
     w, b = linear._weight(ops, None), linear._whole("bias", None)
     if ops.folding is not None and fold:
-        y, stats = ops.folding.linear_statistics(x, w, b, None, residual)
+        y, stats = ops.folding.linear_statistics(x, w, b, gamma, residual)
         return y, Folded(y, stats, norm)
     if ops.linear_norm is not None:
-        return ops.linear_norm(x, w, b, None, residual, norm.weight, norm.bias, norm.eps)
-    y = ops.linear(x, w, b, residual=residual)
+        return ops.linear_norm(x, w, b, gamma, residual, norm.weight, norm.bias, norm.eps)
+    y = ops.linear(x, w, b, scale=gamma, residual=residual)
     return y, norm(y, ops)
+
+
+class Places(NamedTuple):
+    """What attention knows of its tokens beside their values."""
+
+    mask: Tensor | None = None  # bool [B, N]: the keys that count
+    rope: Tensor | None = (
+        None  # [2, P, head_dim / 2]: angles of the last P tokens, see positions.rope_table
+    )
+
+    def given(self) -> dict[str, Tensor]:
+        return {name: t for name, t in self._asdict().items() if t is not None}
+
+
+NOWHERE = Places()
 
 
 class Attention(nn.Module):
@@ -151,9 +203,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = spec.heads, spec.head_dim
         self.qkv = Linear(spec.dim, 3 * spec.inner_dim, spec.qkv_bias)
-        self.proj = Linear(spec.inner_dim, spec.dim)
+        self.proj = Linear(spec.inner_dim, spec.dim, spec.proj_bias)
 
-    def forward(self, x: Tensor | Folded, ops: Ops, rows: int | None) -> Tensor:
+    def forward(
+        self, x: Tensor | Folded, ops: Ops, rows: int | None, places: Places = NOWHERE
+    ) -> Tensor:
         """x [B, N, D], normalized -> [B, Nq, H * Dh]: the first `rows` tokens, or all, attend to all N."""
         B, N, _ = x.x.shape if isinstance(x, Folded) else x.shape
         H, Dh = self.heads, self.head_dim
@@ -163,24 +217,33 @@ class Attention(nn.Module):
             first = x.first(rows) if isinstance(x, Folded) else x[:, :rows]
             q = self.qkv(first, ops, out=slice(0, H * Dh)).view(B, rows, H, Dh)
             k, v = self.qkv(x, ops, out=slice(H * Dh, None)).view(B, N, 2, H, Dh).unbind(2)
-        return ops.attention(q, k, v, Dh**-0.5)
+        return ops.attention(q, k, v, Dh**-0.5, **places.given())
 
 
 class Mlp(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, dim: int, hidden: int, activation: str, gated: bool, bias: bool) -> None:
         super().__init__()
-        self.activation = spec.activation
-        self.fc1 = Linear(spec.dim, spec.mlp_dim)
-        self.fc2 = Linear(spec.mlp_dim, spec.dim)
+        self.activation, self.gated = activation, gated
+        self.fc1 = Linear(dim, 2 * hidden if gated else hidden, bias)
+        self.fc2 = Linear(hidden, dim, bias)
+
+    def hidden(self, x: Tensor | Folded, ops: Ops) -> Tensor:
+        """x [..., D], normalized -> what fc2 reads."""
+        if self.gated:
+            return self.fc1.gated(x, ops, self.activation)
+        return self.fc1(x, ops, activation=self.activation)
 
 
 class Block(nn.Module):
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(spec.dim, spec.eps)
+        D = spec.dim
+        self.norm1 = LayerNorm(D, spec.eps)
         self.attn = Attention(spec)
-        self.norm2 = LayerNorm(spec.dim, spec.eps)
-        self.mlp = Mlp(spec)
+        self.ls1 = LayerScale(D) if spec.layer_scale else None
+        self.norm2 = LayerNorm(D, spec.eps)
+        self.mlp = Mlp(D, spec.mlp_dim, spec.activation, spec.gated, spec.mlp_bias)
+        self.ls2 = LayerScale(D) if spec.layer_scale else None
 
     def forward(
         self,
@@ -190,29 +253,14 @@ class Block(nn.Module):
         following: LayerNorm | None,
         rows: int | None = None,
         fold: bool = True,
+        places: Places = NOWHERE,
     ) -> tuple[Tensor, Tensor | Folded | None]:
         """x [B, N, D] and norm1(x) -> y [B, N, D] and following(y), a tensor if not `fold`.
 
         Or the first `rows` tokens of both, as in the whole.
         """
-        heads = self.attn(normed, ops, rows)
+        heads = self.attn(normed, ops, rows, places)
         residual = x if rows is None else x[:, :rows]
-        x, normed = into(self.attn.proj, self.norm2, heads, ops, residual)
-        hidden = self.mlp.fc1(normed, ops, activation=self.mlp.activation)
-        return into(self.mlp.fc2, following, hidden, ops, x, fold)
-
-
-class PatchProjection(nn.Module):
-    """weight [D, C, p, p] and bias [D], which ViT.embed gives to ops.patch_embed."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        D, C, p = spec.dim, spec.channels, spec.patch
-        self.weight = nn.Parameter(0.02 * torch.randn(D, C, p, p))
-        self.bias = nn.Parameter(torch.zeros(spec.dim))
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.proj = PatchProjection(spec)
+        x, normed = into(self.attn.proj, self.norm2, heads, ops, residual, self.ls1)
+        hidden = self.mlp.hidden(normed, ops)
+        return into(self.mlp.fc2, following, hidden, ops, x, self.ls2, fold)

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_fast import weights
+from vit_fast.embedding import Embedding, PatchEmbed
 from vit_fast.graphed import Graphed
-from vit_fast.layers import Block, LayerNorm, Linear, PatchEmbed, first
+from vit_fast.layers import Block, LayerNorm, Linear, first
 from vit_fast.ops import Ops, choose_ops, torch_ops
-from vit_fast.pixels import check_pixels
+from vit_fast.pixels import Patches, check_pixels
+from vit_fast.pooling import AttentionPool, Pooling
+from vit_fast.positions import rope_frequencies
 from vit_fast.runtime import autocast_is_on, mode_forbids
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived, Normalization
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 class Features:
     """What ViT.features was asked for; the rest is None.
 
-    tokens [B, N, D]: after the final norm. logits [B, labels].
-    pooled [B, P]: the pooler's output; without a pooler the class token after the final norm.
-    hidden_states: depth + 1 of [B, N, D], embeddings first, the last one before the final norm.
+    tokens [B, N, D]: transformers' last_hidden_state, after the final norm unless the family has none of all tokens.
+    pooled [B, P]: transformers' pooler_output; where that has none, what ViTSpec.pool makes of the tokens.
+    hidden_states: depth + 1 of [B, N, D], the first block's input first, the last one before the final norm.
+    logits [B, labels]: of the classification head; of a CLIP with projection its image embeddings.
     """
 
     tokens: Tensor | None = None
@@ -43,13 +45,13 @@ class Features:
     logits: Tensor | None = None
 
 
-class ViT(Graphed):
+class ViT(Embedding, Pooling, Graphed):
     """pixels [B, C, H, W] -> tokens [B, N, D], the encoder's last_hidden_state.
 
-    Any strides, any H and W that the patch divides: positions are interpolated as transformers does.
-    Float pixels are normalized already and have the model's dtype; uint8 pixels are normalized here,
-    by `normalization`. `ops` None: what choose_ops gives for the device and the dtype; and always
-    PyTorch's own while a gradient is wanted.
+    Any strides, any H and W that the patch divides: positions are interpolated as transformers does. Images of several
+    sizes in one batch, for encoders that take them: what patches() makes. Float pixels are normalized already and have
+    the model's dtype; uint8 pixels are normalized here, by `normalization`. `ops` None: what choose_ops gives for the
+    device and the dtype; and always PyTorch's own while a gradient is wanted.
 
     On a GPU a forward pass of up to 64 images is one CUDA graph: see Graphed for `graphs`, `graph_bytes` and warmup().
     """
@@ -61,13 +63,28 @@ class ViT(Graphed):
         self.spec = spec
         self.ops = ops
         self.normalization = normalization
-        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, spec.dim))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, spec.tokens(), spec.dim))
+        D = spec.dim
+
+        def rows(count: int) -> nn.Parameter | None:
+            return nn.Parameter(0.02 * torch.randn(1, count, D)) if count else None
+
+        self.cls_token = rows(spec.class_token)
+        self.dist_token = rows(spec.distillation_token)
+        self.reg_token = rows(spec.registers)
+        patches = spec.tokens() - spec.prefix_tokens
+        self.pos_embed = rows(spec.positions and spec.position_prefix + patches)
+        freqs = spec.rope_theta and rope_frequencies(spec.head_dim, spec.rope_theta)
+        self.register_buffer("rope_freqs", freqs, persistent=False)
         self.patch_embed = PatchEmbed(spec)
+        self.norm_pre = LayerNorm(D, spec.eps) if spec.pre_norm else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = LayerNorm(spec.dim, spec.eps)
-        self.pooler = nn.Linear(spec.dim, spec.pooler_dim) if spec.pooler_dim else None
-        self.head = nn.Linear(spec.dim, spec.num_labels) if spec.num_labels else None
+        self.norm = LayerNorm(D, spec.eps)
+        self.attn_pool = AttentionPool(spec) if spec.pool == "attention" else None
+        self.pooler = nn.Linear(D, spec.pooler_dim) if spec.pooler_dim else None
+        width = 2 * D if (spec.head_pool or spec.pool) == "token and patches" else D
+        head = (width, spec.num_labels, spec.head_bias)
+        self.head = nn.Linear(*head) if spec.num_labels else None
+        self.head_dist = nn.Linear(*head) if spec.num_labels and spec.distillation_head else None
         self._derived = Derived()
         self._warned = False
 
@@ -92,7 +109,10 @@ class ViT(Graphed):
 
     @classmethod
     def from_hf(cls, model: "PreTrainedModel", normalization: Normalization | None = None) -> "ViT":
-        """A transformers ViTModel or ViTForImageClassification -> ViT in eval mode, weights copied."""
+        """A vision encoder of transformers, or a model around one -> ViT in eval mode, weights copied.
+
+        ValueError for one that is not supported; `vit-fast models` lists those that are.
+        """
         from vit_fast.families import bind
 
         spec, sources = bind(model)
@@ -101,6 +121,7 @@ class ViT(Graphed):
             with torch.device("meta"):
                 vit = cls(spec, normalization)
             copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
+            vit.rope_freqs = copies.pop("rope_freqs", None)
             vit.load_state_dict(copies, assign=True)
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
@@ -111,6 +132,8 @@ class ViT(Graphed):
         with torch.device("meta"):
             vit = cls(replace(spec, pooler_dim=None, num_labels=0))
         vit._layout = {name: tuple(p.shape) for name, p in vit.named_parameters()}
+        if vit.rope_freqs is not None:
+            vit._layout["rope_freqs"] = tuple(vit.rope_freqs.shape)
         vit.read(sources)
         return vit.eval()
 
@@ -133,6 +156,8 @@ class ViT(Graphed):
             module = self.get_submodule(path)
             if isinstance(module, Linear):
                 module.read(leaf, parts)
+            elif leaf in module._buffers:
+                module._buffers[leaf] = parts[0]
             else:
                 # not by setattr: a tensor may stand in for a parameter, as under torch.func.functional_call
                 module._parameters[leaf] = parts[0]
@@ -160,23 +185,27 @@ class ViT(Graphed):
     def device(self) -> torch.device:
         return self.patch_embed.proj.weight.device
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [B, C, H, W] -> [B, N, D]"""
+    def forward(self, pixels: Tensor | Patches) -> Tensor:
+        """pixels [B, C, H, W], or what patches() makes -> [B, N, D]"""
         return self.run(pixels, self._ops_for(pixels))[0]
 
     def encode(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Patches,
         ops: Ops,
         rows: int | None = None,
-        keep: Collection[int] = (),
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """pixels [B, C, H, W] -> tokens after the final norm, [B, N, D], or the first `rows` of them alone.
+        keep: Collection[int | str] = (),
+    ) -> tuple[Tensor, dict[int | str, Tensor]]:
+        """pixels [B, C, H, W] -> tokens, transformers' last_hidden_state: [B, N, D], or the first `rows` of them alone.
 
-        With them the hidden states named in `keep`, each [B, N, D]: 0 the embeddings, i what block i made of them.
-        The last block computes no other row than those asked for. Nothing is checked here.
+        With them the hidden states named in `keep`, each [B, N, D]: 0 the first block's input, i what block i made of
+        it; and, for "pooled", what the pooling made of the tokens, [B, D]. The last block computes no other row than
+        those asked for; for no rows, no block behind the last hidden state is computed. Nothing is checked here.
         """
+        places = self.places(pixels)
         x = self.embed(pixels, ops)
+        if self.norm_pre is not None:
+            x = self.norm_pre(x, ops)
         if ops.folding is not None and (
             x.dtype == torch.float32  # kernels/folding.py says why
             # what is put in a layer's place, or before it, takes tensors
@@ -185,23 +214,37 @@ class ViT(Graphed):
             ops = replace(ops, folding=None)
         kept = {0: x} if 0 in keep else {}
         depth, norms = len(self.blocks), [block.norm1 for block in self.blocks]
-        normed = first(norms[0], x, ops)
-        for i, block in enumerate(self.blocks[:-1], start=1):
-            x, normed = block(x, normed, ops, norms[i])
+        last = depth if rows != 0 else max((i for i in keep if i != "pooled"), default=0)
+        normed = first(norms[0], x, ops) if last else None
+        for i, block in enumerate(self.blocks[: max(last - 1, 0)], start=1):
+            x, normed = block(x, normed, ops, norms[i], places=places)
             if i in keep:
                 kept[i] = x
         # a hidden state of all rows, and the final norm of a few: no more rows are normalized than asked for
-        whole = rows is not None and depth in keep
-        x, normed = self.blocks[-1](
-            x, normed, ops, None if whole else self.norm, None if whole else rows, fold=False
-        )
-        if depth in keep:
-            kept[depth] = x
-        return (self.norm(x[:, :rows], ops) if whole else normed), kept
+        whole = rows == 0 or (rows is not None and depth in keep)
+        fused = self.spec.norm_tokens and not whole
+        if last:
+            x, normed = self.blocks[last - 1](
+                x,
+                normed,
+                ops,
+                self.norm if fused else None,
+                None if whole else rows,
+                fold=False,
+                places=places,
+            )
+        if last in keep:
+            kept[last] = x
+        y = normed if fused else x[:, :rows]
+        if self.spec.norm_tokens and whole and rows:
+            y = self.norm(y, ops)
+        if "pooled" in keep:
+            kept["pooled"] = self.pool_tokens(y, ops, places.mask)
+        return y, kept
 
     def features(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Patches,
         *,
         tokens: bool = True,
         pooled: bool = False,
@@ -210,53 +253,36 @@ class ViT(Graphed):
     ) -> Features:
         """pixels [B, C, H, W] -> Features, what is not asked for not computed.
 
-        Where neither tokens nor hidden_states are, the last block computes the class token alone.
+        Where neither tokens nor hidden_states are, and the pooling reads no others, the last block computes the class
+        token alone.
         """
         if logits and self.head is None:
-            raise ValueError("logits: this model has no head, load a ViTForImageClassification")
+            raise ValueError(
+                "logits: this model has no head, load a model for image classification"
+            )
         if not (tokens or pooled or hidden_states or logits):
             raise ValueError("nothing asked for: set tokens, pooled, hidden_states or logits")
-        rows = None if tokens else int(pooled or logits)
-        keep = range(self.spec.depth + 1) if hidden_states else ()
+        spec = self.spec
+        pools = {spec.pool} if pooled else set()
+        if logits:
+            pools.add(spec.head_pool or spec.pool)
+        rows = None
+        if not tokens and pools <= {"token"}:
+            rows = 2 if logits and spec.distillation_head else len(pools)
+        keep: list[int | str] = list(range(spec.depth + 1)) if hidden_states else []
+        if self.pools_in_pass() and (pooled or (logits and spec.head_pool is None)):
+            keep.append("pooled")
         y, kept = self.run(pixels, self._ops_for(pixels), rows, keep)
+        mask = pixels.mask if type(pixels) is Patches else None
+        read = kept.pop("pooled", None)
         return Features(
             tokens=y if tokens else None,
-            pooled=self._pool(y[:, 0]) if pooled else None,
+            pooled=self.pooled(y, read, mask) if pooled else None,
             hidden_states=tuple(kept.values()) if hidden_states else None,
-            logits=self.head(y[:, 0]) if logits else None,
+            logits=self.logits(y, read, mask) if logits else None,
         )
 
-    def embed(self, pixels: Tensor, ops: Ops) -> Tensor:
-        """pixels [B, C, H, W] -> [B, N, D]: the patches behind the class token, positions added."""
-        spec, norm, derive = self.spec, self.normalization, self._derived.get
-        R, p = spec.prefix_tokens, spec.patch
-        grid = spec.grid(pixels.shape[-2:])
-        w, b = self.patch_embed.proj.weight, self.patch_embed.proj.bias
-        weight, bias = w.flatten(1), b
-        if pixels.dtype == torch.uint8:
-            weight = derive(("weight", norm), [w], lambda: weights.fold_weight(w, norm))
-            bias = derive(("bias", norm), [w, b], lambda: weights.fold_bias(w, b, norm))
-        cls, pos = self.cls_token, self.pos_embed
-        prefix = derive("prefix", [cls, pos], lambda: cls[0] + pos[0, :R])
-        if grid == spec.grid():
-            patch_pos = pos[0, R:]
-        else:
-            patch_pos = derive(
-                ("positions", grid),
-                [pos],
-                lambda: weights.resize_positions(pos[0, R:], spec.grid(), grid),
-            )
-        # at a native size that the patch does not divide, a convolution does not see the rest either
-        pixels = pixels[..., : grid[0] * p, : grid[1] * p]
-        return ops.patch_embed(pixels, weight, bias, prefix, patch_pos, p)
-
-    def _pool(self, cls: Tensor) -> Tensor:
-        """cls [B, D] -> [B, P]"""
-        if self.pooler is None:
-            return cls
-        return getattr(F, self.spec.pooler_activation)(self.pooler(cls))
-
-    def _ops_for(self, pixels: Tensor) -> Ops:
+    def _ops_for(self, pixels: Tensor | Patches) -> Ops:
         """The table for this call: PyTorch's if a gradient is wanted that the chosen one has not."""
         check_pixels(pixels, self.spec, self.dtype, self.device, self.normalization)
         ops = self.ops or choose_ops(pixels.device, self.dtype, self.spec.head_dim)[0]

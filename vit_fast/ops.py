@@ -48,6 +48,8 @@ class Ops:
         sets it to None.
     pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with. None: nothing to gain.
     folding: LayerNorm folded into the linear layer behind it. None: it is an operation of its own.
+    gated(x [..., K], gate [F, K], up [F, K], gate_bias, up_bias, activation) -> [..., F], activation(x @ gate^T +
+        gate_bias) * (x @ up^T + up_bias). None: `linear` twice, and a product.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Ops:
     linear_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     pack: Callable[[Tensor], Tensor] | None = None
     folding: Folding | None = None
+    gated: Callable[..., Tensor] | None = None
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

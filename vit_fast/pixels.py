@@ -1,6 +1,7 @@
 """Which pixels a ViT takes; the rest gets one line that says what was given, what was expected, what to do."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,14 +10,47 @@ from vit_fast.spec import ViTSpec
 from vit_fast.weights import Normalization
 
 
+class Patches(NamedTuple):
+    """Patches of images of several sizes, padded to one length: what Embedding.patches makes.
+
+    pixels [B, N, p * p * C], positions [B, N, D], mask bool [B, N] or None: the patches that count.
+    """
+
+    pixels: Tensor
+    positions: Tensor
+    mask: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pixels.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.pixels.requires_grad
+
+    def to(self, dtype: torch.dtype) -> "Patches":
+        return self._replace(pixels=self.pixels.to(dtype))
+
+
 def check_pixels(
-    pixels: Tensor,
+    pixels: Tensor | Patches,
     spec: ViTSpec,
     dtype: torch.dtype,
     device: torch.device,
     norm: Normalization | None,
 ) -> None:
-    """pixels [B, C, H, W], or a TypeError or ValueError."""
+    """pixels [B, C, H, W] or Patches, or a TypeError or ValueError."""
+    if type(pixels) is Patches:
+        if pixels.dtype != dtype or pixels.device != device:
+            raise ValueError(
+                f"patches are {pixels.dtype} on {pixels.device}, the model takes {dtype} on {device}: "
+                f"pass pixels.to({str(device)!r}, {dtype})"
+            )
+        return
     if not isinstance(pixels, Tensor):
         # a BatchFeature is what a processor returns
         hint = (

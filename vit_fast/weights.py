@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-SIZES = 8
+SIZES = 32
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,11 @@ def fold_weight(weight: Tensor, norm: Normalization) -> Tensor:
     return (weight * scale).to(weight.dtype).flatten(1)
 
 
-def fold_bias(weight: Tensor, bias: Tensor, norm: Normalization) -> Tensor:
-    """weight [D, C, p, p], bias [D] -> [D], at least fp32: what a patch gives whose bytes are all 128."""
+def fold_bias(weight: Tensor, bias: Tensor | None, norm: Normalization) -> Tensor:
+    """weight [D, C, p, p], bias [D] or None -> [D], at least fp32: what a patch gives whose bytes are all 128."""
     middle = [(128 * norm.rescale - mean) / std for mean, std in zip(norm.mean, norm.std)]
-    return bias + (weight * _per_channel(weight, middle)).sum((1, 2, 3))
+    middle = (weight * _per_channel(weight, middle)).sum((1, 2, 3))
+    return middle if bias is None else bias + middle
 
 
 def fold_norm_weight(weights: Sequence[Tensor], gamma: Tensor) -> Tensor:
@@ -78,18 +78,6 @@ def _per_channel(weight: Tensor, values: list[float]) -> Tensor:
     # fp32 from here on, fp64 for an fp64 model
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.tensor(values, dtype=dtype, device=weight.device).view(-1, 1, 1)
-
-
-def resize_positions(pos: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """pos [h * w, D] on `native` (h, w) -> [h' * w', D] on `grid`, exactly as transformers does it."""
-    if native[0] != native[1]:
-        raise ValueError(
-            f"positions on a grid of {native[0]} x {native[1]} patches cannot be resized to "
-            f"{grid[0]} x {grid[1]}: transformers defines it for square grids only, use the native size"
-        )
-    table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
-    return table.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
 # id of a tensor that something was derived from -> the optimizer steps it has seen since the first such

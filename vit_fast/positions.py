@@ -1,0 +1,83 @@
+"""Positions: tables resized to an image, as each family of transformers does it, and the angles of rotary ones.
+
+Everything here is derived from parameters or from sizes alone, once for a size (weights.Derived).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ViTSpec.resize -> interpolation, antialias, and whether it is made in fp32 whatever the table's dtype
+_MODES = {
+    "bicubic": ("bicubic", False, False),
+    "bicubic fp32": ("bicubic", False, True),
+    "bicubic antialias fp32": ("bicubic", True, True),
+    "bilinear antialias": ("bilinear", True, True),
+}
+
+
+def resize_positions(
+    pos: Tensor, native: tuple[int, int], grid: tuple[int, int], how: str = "bicubic"
+) -> Tensor:
+    """pos [h * w, D] on `native` (h, w) -> [h' * w', D] on `grid`, exactly as transformers does it.
+
+    how: one of spec.RESIZES. ValueError for a table that is not square.
+    """
+    if native[0] != native[1]:
+        raise ValueError(
+            f"positions on a grid of {native[0]} x {native[1]} patches cannot be resized to "
+            f"{grid[0]} x {grid[1]}: transformers defines it for square grids only, use the native size"
+        )
+    if how == "nearest":
+        return pos[_nearest(native[0], grid, pos.device)]
+    mode, antialias, in_fp32 = _MODES[how]
+    table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
+    # float64 is rounded to fp32 where transformers does that
+    table = table.float() if in_fp32 else table
+    table = F.interpolate(table, size=grid, mode=mode, align_corners=False, antialias=antialias)
+    return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
+
+
+def _nearest(side: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """For each patch of `grid` the row of a side x side table that lies where it lies, in fractions of the image."""
+    # step by step as transformers' Idefics2VisionEmbeddings, and on the same device: where a patch lies on the border
+    # of two rows, fp32's rounding decides, at the native size too
+    bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
+    rows = []
+    for n in grid:
+        step = 1.0 / torch.tensor(n, device=device)
+        places = torch.arange(n, device=device, dtype=torch.float32) * step
+        places = torch.clamp(places, max=1.0 - 1e-6)
+        rows.append(torch.bucketize(places, bounds, right=True))
+    return (rows[0][:, None] * side + rows[1][None, :]).flatten()
+
+
+def padded_positions(tables: Sequence[Tensor], length: int) -> Tensor:
+    """Tables [h * w, D], one for each image -> [B, length, D]; the rows behind a table are its first one."""
+    whole = tables[0].new_empty(len(tables), length, tables[0].shape[1])
+    for row, table in zip(whole, tables):
+        row[: len(table)] = table
+        row[len(table) :] = table[0]
+    return whole
+
+
+def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+    """[head_dim / 4]: theta^(-4i / head_dim)"""
+    return 1 / theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32)
+
+
+def rope_table(grid: tuple[int, int], frequencies: Tensor) -> Tensor:
+    """[2, P, head_dim / 2]: cosines and sines of the angles that the pairs of lanes of each patch are turned by.
+
+    The first half of the angles is of a patch's height, the second of its width, both from -1 to 1 between the image's
+    edges (Simeoni et al. 2025, arXiv:2508.10104; transformers' DINOv3ViTRopePositionEmbedding). In fp32; in fp64 from
+    frequencies in fp64.
+    """
+    device = frequencies.device
+    y, x = (2.0 * (torch.arange(0.5, n, dtype=torch.float32, device=device) / n) - 1 for n in grid)
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)  # [P, 2]
+    angles = (2 * math.pi * places[:, :, None] * frequencies[None, None, :]).flatten(1)
+    return torch.stack((angles.cos(), angles.sin()))
