@@ -53,6 +53,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             r = torch.randn(p.shape, generator=draw)
             if isinstance(module, nn.LayerNorm):
                 r = 0.2 * r + (name == "weight")
+            elif isinstance(module, nn.Embedding):
+                r = 0.5 * r
             elif p.dim() in (2, 4):
                 r = r / math.sqrt(p[0].numel())
             else:

@@ -30,6 +30,16 @@ def reason(model: nn.Module) -> str:
     return "" if state.last_was_fast else state.last_reason
 
 
+def reasons(model: nn.Module) -> list[str]:
+    """Why the encoders inside did not run fast at their last call."""
+    return [found.reason for found in vit_fast.explain(model) if not found.fast]
+
+
+def fields_of(output: ModelOutput) -> list[str]:
+    """Names of all its fields, None or not."""
+    return list(vars(output))
+
+
 def assert_same(ours: Any, theirs: Any, atol: float = 0.0) -> None:
     """Same type, same keys, same values to `atol`."""
     assert type(ours) is type(theirs)

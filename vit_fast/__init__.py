@@ -15,13 +15,40 @@ from vit_fast.weights import Normalization
 
 __version__ = "0.1.0"
 
+# the vision encoders of transformers, and the models around them, that this package has by the same name
+MODELS = (
+    "CLIPForImageClassification",
+    "CLIPModel",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "DINOv3ViTBackbone",
+    "DINOv3ViTModel",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTModel",
+    "Dinov2Backbone",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2WithRegistersBackbone",
+    "Dinov2WithRegistersForImageClassification",
+    "Dinov2WithRegistersModel",
+    "IJepaForImageClassification",
+    "IJepaModel",
+    "Siglip2ForImageClassification",
+    "Siglip2Model",
+    "Siglip2VisionModel",
+    "SiglipForImageClassification",
+    "SiglipModel",
+    "SiglipVisionModel",
+    "ViTForImageClassification",
+    "ViTModel",
+)
+
 __all__ = [
     "Features",
     "Normalization",
     "Ops",
     "ViT",
-    "ViTForImageClassification",
-    "ViTModel",
     "ViTSpec",
     "accelerate",
     "cpu_ops",
@@ -31,11 +58,10 @@ __all__ = [
     "torch_ops",
     "triton_ops",
     "warmup",
+    *MODELS,
 ]
 
 if TYPE_CHECKING:
-    from transformers import ViTForImageClassification, ViTModel
-
     from vit_fast.drop_in import accelerate, explain, refresh, restore, warmup
 
 
@@ -45,9 +71,8 @@ def __getattr__(name: str) -> Any:
         from vit_fast import drop_in
 
         return getattr(drop_in, name)
-    if name in __all__:
-        from vit_fast.families import class_named
-        from vit_fast.swap import fast_class
+    if name in MODELS:
+        from vit_fast.carriers import importable
 
-        return fast_class(class_named(name))
+        return importable(name)
     raise AttributeError(f"module 'vit_fast' has no attribute {name!r}")

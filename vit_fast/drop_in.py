@@ -50,7 +50,7 @@ def accelerate(model: T, *, cpu: str = "auto", graphs: bool = True) -> T:
             state_of(module).forget()
         swap(module, cpu, graphs)
     if not found:
-        reasons = "; ".join(refused) or f"no {SUPPORTED} of exactly that class in it"
+        reasons = "; ".join(refused) or f"it holds none ({SUPPORTED})"
         warnings.warn(
             f"vit_fast.accelerate found nothing to do in a {type(model).__name__}: {reasons}",
             stacklevel=2,

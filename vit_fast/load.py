@@ -44,7 +44,8 @@ def load(
     fields = _config(source, hub)
     names = fields.get("architectures") or []
     family = family_named(fields.get("model_type"))
-    classes = {cls.__name__: cls for cls in family.MODELS} if family else {}
+    forms = (*family.forms, *family.holders) if family else ()
+    classes = {cls.__name__: cls for cls in forms}
     # a config that names no architecture is that of the family's bare encoder
     name = names[0] if names else next(iter(classes), f"model_type {fields.get('model_type')!r}")
     if name not in classes:
@@ -55,7 +56,7 @@ def load(
             else ""
         )
         raise ValueError(
-            f"{source!r} is a {name}, which is not supported: expected a {SUPPORTED}{hint}"
+            f"{source!r} is a {name}, which is not supported: expected {SUPPORTED}{hint}"
         )
     if "quantization_config" in fields:
         raise ValueError(
@@ -64,7 +65,9 @@ def load(
     model = _weights(classes[name], source, dtype, hub)
     try:
         values = get_image_processor_config(source, **hub)
-        normalization = normalization_of(values, model.config.num_channels)
+        normalization = normalization_of(
+            values, getattr(model.config, "vision_config", model.config).num_channels
+        )
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"cannot use the preprocessor_config.json of {source!r} ({_first_line(error)}): "

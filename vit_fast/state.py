@@ -8,14 +8,20 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vit_fast.families import bind_encoder, family_of
-from vit_fast.families.calls import Defaults, attention_function, defaults_of, hidden_states
+from vit_fast.families.calls import (
+    Answer,
+    Defaults,
+    attention_function,
+    defaults_of,
+    hidden_states,
+)
+from vit_fast.families.family import Family
 from vit_fast.families.modules import active_dropout, stock_class
 from vit_fast.model import ViT
 from vit_fast.ops import Ops, choose_ops
@@ -47,10 +53,10 @@ class State:
     def __init__(self, model: PreTrainedModel, cpu: str, graphs: bool = True) -> None:
         # no reference back to the model: it would not be freed with its last one
         self.owner = weakref.ref(model)
-        self.family: ModuleType = family_of(model)
+        self.family: Family = family_of(model)
         self.cpu, self.graphs = cpu, graphs
         self.recorder = CudaRecorder  # what makes the engine's CUDA graphs
-        self.rows = self.family.rows(model)
+        self.form = self.family.form_of(model)
         parameters = inspect.signature(stock_class(model).forward).parameters.values()
         self.arguments = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
         self.bound: Bound | None = None
@@ -78,7 +84,7 @@ class State:
         watch = None
         try:
             inner = [m for c in self.family.encoder_parts(model) for m in c.modules()]
-            watch = Watch(inner, self.family.WATCHED, root=model)
+            watch = Watch(inner, self.family.watched, root=model)
             spec, sources = bind_encoder(model)
             return self._engine(model, watch, spec, sources, active_dropout(inner))
         except ValueError as error:
@@ -155,11 +161,14 @@ class State:
             what = "the pixels require" if pixels.requires_grad else "a parameter requires"
             return f"a gradient is wanted: grad mode is on, and {what} one"
         try:
-            tokens, kept = engine.run(pixels, bound.ops, self.rows, request.states, bound.dtype)
+            if request.shapes is not None:
+                pixels = engine.patches(pixels, request.shapes, request.mask)
+            keep = (*request.states, "pooled") if engine.attn_pool is not None else request.states
+            tokens, kept = engine.run(pixels, bound.ops, self.form.rows, keep, bound.dtype)
         except ValueError as error:  # an operation that does not take these tensors says so
             return str(error)
         states = hidden_states(request, kept, engine.spec.depth)
-        output = self.family.answer(model, request, tokens, states)
+        output = self.form.answer(model, request, Answer(tokens, states, kept))
         return output.to_tuple() if request.as_tuple else output
 
     def forget(self) -> None:

@@ -55,6 +55,7 @@ class Watch:
         watched = map(id, modules if root is None else [*modules, root])
         self._puts = {i: _puts.setdefault(i, 0) for i in watched}
         owned = [m._modules for m in modules] + [m._parameters for m in modules]
+        owned += [m._buffers for m in modules if m._buffers]
         if root is not None:
             owned += root._modules, root._parameters
         self._empty = [d for d in owned if not d]

@@ -6,36 +6,45 @@ releases of transformers, and transformers' own loader reads all of them.
 """
 
 from collections.abc import Iterable, Mapping
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import vit
+from vit_fast.families import deit, ijepa, vit
+from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
 
-FAMILIES: tuple[ModuleType, ...] = (vit,)
-SUPPORTED = " or ".join(cls.__name__ for family in FAMILIES for cls in family.MODELS)
+FAMILIES: tuple[Family, ...] = (vit.FAMILY, deit.FAMILY, ijepa.FAMILY)
+SUPPORTED = (
+    f"an encoder of {', '.join(family.model_type for family in FAMILIES)}; "
+    "`vit-fast models` lists their classes"
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def family_named(model_type: str | None) -> ModuleType | None:
+def family_named(model_type: str | None) -> Family | None:
     """The family of a config's `model_type`."""
-    return {family.MODEL_TYPE: family for family in FAMILIES}.get(model_type)
+    return {family.model_type: family for family in FAMILIES}.get(model_type)
 
 
-def class_named(name: str) -> type[PreTrainedModel]:
-    """The supported class of transformers with this name."""
-    return next(cls for family in FAMILIES for cls in family.MODELS if cls.__name__ == name)
+def classes() -> dict[str, type[PreTrainedModel]]:
+    """By name, the classes of transformers that are accelerated, or hold one that is."""
+    return {cls.__name__: cls for family in FAMILIES for cls in (*family.forms, *family.holders)}
 
 
-def family_of(model: object) -> ModuleType | None:
-    """The family of a live model whose class is exactly one that is supported, or a drop-in's of it."""
+def family_of(model: object, holders: bool = False) -> Family | None:
+    """The family of a live model whose class is exactly one that is supported, or a drop-in's of it.
+
+    holders: also of one that only holds such a model.
+    """
     cls = stock_class(model)
-    return next((family for family in FAMILIES if cls in family.MODELS), None)
+    for family in FAMILIES:
+        if cls in family.forms or (holders and cls in family.holders):
+            return family
+    return None
 
 
 def bind(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]]:
@@ -44,17 +53,15 @@ def bind(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]
     ValueError for a model of another class (exactly: a subclass may compute something else), for a
     module inside it that is not stock, for weights on the meta device or of several dtypes or devices.
     """
-    family = family_of(model)
+    family = family_of(model, holders=True)
     if family is None:
         name = type(model).__name__
         if hasattr(model, "merge_and_unload"):
             raise ValueError(f"{name} holds adapters: pass what its merge_and_unload() returns")
-        raise ValueError(
-            f"{name} is not a supported encoder: pass exactly one of transformers' {SUPPORTED}"
-        )
-    sources = family.sources(model)
+        raise ValueError(f"{name} is not a supported encoder: expected exactly {SUPPORTED}")
+    spec, sources = family.bind(model)
     check_tensors(sources)
-    return family.spec_from_model(model), sources
+    return spec, sources
 
 
 def bind_encoder(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]]:
@@ -68,6 +75,8 @@ def bind_encoder(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tenso
 
 def check_tensors(sources: Mapping[str, tuple[Tensor, ...]]) -> None:
     """ValueError for tensors of a class of their own, on the meta device, or of several dtypes or devices."""
+    # frequencies, which no kernel reads, keep a dtype of their own
+    sources = {name: parts for name, parts in sources.items() if name != "rope_freqs"}
     if special := {type(t) for v in sources.values() for t in v} - {Tensor, Parameter}:
         raise ValueError(
             f"the weights are {_listed(cls.__name__ for cls in special)}, expected plain parameters: "

@@ -28,12 +28,26 @@ class Defaults(NamedTuple):
 
 
 class Request(NamedTuple):
-    pixels: Tensor  # [B, C, H, W], any dtype
+    """What a call asks for."""
+
+    pixels: Tensor  # [B, C, H, W], any dtype; with shapes [B, N, p * p * C]
     states: tuple[int, ...]  # which hidden states
     with_states: bool  # hidden_states is part of the answer
     as_tuple: bool
     labels: Tensor | None = None
     loss: Mapping[str, Any] = {}  # what else the loss function is given
+    shapes: Tensor | None = None  # [B, 2], see Embedding.patches
+    mask: Tensor | None = None
+
+
+class Answer(NamedTuple):
+    """What the engine found."""
+
+    tokens: Tensor
+    states: tuple[Tensor | None, ...] | None  # hidden_states as transformers returns them
+    kept: Mapping[
+        int | str, Tensor
+    ]  # the hidden states that were asked for by number, and "pooled"
 
 
 def defaults_of(configs: Sequence[PreTrainedConfig]) -> Defaults:

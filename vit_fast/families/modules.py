@@ -28,17 +28,19 @@ def attribute(module: nn.Module, name: str) -> nn.Module | Tensor | None:
     return getattr(module, name)
 
 
-def child(module: nn.Module, name: str, expected: type) -> nn.Module:
+def child(module: nn.Module, name: str, expected: type | tuple[type, ...]) -> nn.Module:
     return exactly(attribute(module, name), f"{type(module).__name__}.{name}", expected)
 
 
-def exactly(module: nn.Module, name: str, expected: type) -> nn.Module:
-    if stock_class(module) is not expected:
+def exactly(module: nn.Module, name: str, expected: type | tuple[type, ...]) -> nn.Module:
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    if stock_class(module) not in classes:
+        names = " or ".join(cls.__name__ for cls in classes)
         raise ValueError(
-            f"{name} is {type(module).__module__}.{type(module).__name__}, expected exactly {expected.__name__}: "
+            f"{name} is {type(module).__module__}.{type(module).__name__}, expected exactly {names}: "
             "merge adapters into the weights, or undo the quantization, first"
         )
-    if "forward" in vars(module) or not is_stock(expected):
+    if "forward" in vars(module) or not is_stock(stock_class(module)):
         raise ValueError(
             f"{name} has a forward of its own, which would be left out: remove it first"
         )
@@ -74,21 +76,31 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
 
 
 def parameters_of(name: str, *modules: nn.Module) -> dict[str, tuple[Tensor, ...]]:
-    """`name`.weight and .bias -> those of the modules, to be concatenated on axis 0; None is left out."""
-    found = {}
-    for leaf in ("weight", "bias"):
-        parts = tuple(parameter(m, leaf) for m in modules)
-        if any(p is None for p in parts) and any(p is not None for p in parts):
-            raise ValueError(f"{name}: q, k and v must all have a {leaf} or none, some have one")
-        if parts[0] is not None:
-            found[f"{name}.{leaf}"] = parts
+    """`name`.weight and .bias -> those of the modules, to be concatenated on axis 0.
+
+    A bias that only some of them have is zero for the others; one that none has is left out.
+    """
+    found = {f"{name}.weight": tuple(parameter(m, "weight") for m in modules)}
+    biases = [parameter(m, "bias") for m in modules]
+    if any(b is not None for b in biases):
+        parts = zip(biases, found[f"{name}.weight"])
+        found[f"{name}.bias"] = tuple(
+            w.detach().new_zeros(len(w)) if b is None else b for b, w in parts
+        )
     return found
+
+
+# how transformers' modules call their probabilities
+_DROPOUTS = ("attention_dropout", "dropout", "dropout_prob", "drop_prob")
 
 
 def active_dropout(modules: list[nn.Module]) -> str:
     """The name of a dropout's class that would drop something now, or ""."""
     for m in modules:
-        p = getattr(m, "p", 0) if isinstance(m, nn.Dropout) else getattr(m, "attention_dropout", 0)
-        if m.training and p > 0:
+        if not m.training:
+            continue
+        found = [m.p] if isinstance(m, nn.Dropout) else map(vars(m).get, _DROPOUTS)
+        p = max((p for p in found if isinstance(p, (int, float))), default=0)
+        if p > 0:
             return f"{type(m).__name__} drops out {p} in training mode"
     return ""
