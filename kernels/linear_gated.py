@@ -47,7 +47,7 @@ def launch_config(
 ) -> Config:
     """The tile of the fewest clocks; block_n counts the columns of gate and of up. Pure.
 
-    Rows that are not `aligned` to 16 bytes take an address a value, and three matrices of them half the step.
+    Rows that are not `aligned` take an address a value, and three matrices of addresses half the step.
     """
     c = linear_tiles.launch_config(M, 2 * F, K, itemsize, descriptors, gpu, aligned)
     return c if aligned else replace(c, block_k=32)
