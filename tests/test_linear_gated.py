@@ -154,6 +154,12 @@ def test_fp32_biases_beside_half():
     assert torch.equal(y, linear_gated(*args))
 
 
+def test_biases_with_gaps():
+    x, gate, up, *biases, activation = arguments(7, 96, 64, "silu")
+    biases = (torch.stack((b, b * float("nan")), 1)[:, 0] for b in biases)
+    compare(linear_gated, x, gate, up, *biases, activation)
+
+
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)])
 def test_empty_batch(shape):
     w = torch.ones(32, 8)
@@ -172,7 +178,8 @@ def test_empty_batch(shape):
         ({"gate_bias": torch.ones(8)}, "gate_bias is (8,), expected (4,)"),
         ({"up_bias": torch.ones(4, 1)}, "up_bias is (4, 1), expected (4,)"),
         ({"gate": torch.ones(4, 8).half()}, "gate is torch.float16, expected torch.float32"),
-        ({"up": torch.ones(4, 8).double()}, "up is torch.float64, expected torch.float32"),
+        ({"up": torch.ones(4, 8).half()}, "up is torch.float16, expected torch.float32"),
+        ({"gate_bias": torch.ones(4).double()}, "gate_bias is torch.float64"),
         ({"up_bias": torch.ones(4).int()}, "up_bias is torch.int32"),
         ({"x": torch.ones(2, 8).int()}, "x is torch.int32"),
         ({"activation": "relu"}, "activation is 'relu'; known: gelu, gelu_tanh"),
