@@ -14,6 +14,7 @@ from vit_fast.kernels import (
     attention,
     linear,
     linear_folded,
+    linear_gated,
     linear_norm,
     linear_tiles,
     patch_embed,
@@ -64,6 +65,13 @@ def linear_tile(
         rule = linear_tiles.launch_config(M, N, K, size, by_descriptors(hw, dtype), gpu_record(hw))
         c = dataclasses.replace(rule, library=True)
     return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm, c.splits, c.library)
+
+
+def gated_tile(M: int, F: int, K: int, dtype: str, hw: Hardware) -> Tile:
+    """linear_gated's tile; its columns are those of gate and of up."""
+    args = M, F, K, _TORCH[dtype].itemsize, by_descriptors(hw, dtype), gpu_record(hw)
+    c = linear_gated.launch_config(*args)
+    return Tile(c.block_m, c.block_n, c.block_k, c.blocks_per_sm)
 
 
 def patch_tile(M: int, D: int, itemsize: int, hw: Hardware) -> Tile:

@@ -49,6 +49,7 @@ EPILOGUE_INSTRUCTIONS = {
     "plain": 8,
     "residual": 11,
     "activation": 15,
+    "gated": 12,  # the mean of one half's activation and the other's plain sum, and half a store: counted, not read
     "folded": 11,  # LayerNorm folded into qkv
     "folded activation": 18,  # into fc1
     "statistics": 17,  # residual, and what the next folded product needs

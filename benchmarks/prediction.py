@@ -8,7 +8,13 @@ the products behind it, with dependent launches, or both.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.chosen import attention_program, by_descriptors, linear_tile, patch_tile
+from benchmarks.chosen import (
+    attention_program,
+    by_descriptors,
+    gated_tile,
+    linear_tile,
+    patch_tile,
+)
 from benchmarks.costs import (
     DEPENDENT_FETCH_US,
     DEPENDENT_GAP,
@@ -62,15 +68,18 @@ def folded(ops: Iterator[Operation], itemsize: int) -> Iterator[Operation]:
     """A forward pass with LayerNorm folded: what layers.py calls where Ops.folding is given.
 
     The first rows' statistics are a launch, proj and fc2 leave those of theirs, qkv and fc1 take them. The last fc2
-    has LayerNorm behind it as ever.
+    has LayerNorm behind it as ever. A gated layer has no folded form: the LayerNorm in front of it stays, and proj,
+    before that, leaves no statistics.
     """
+    ops = tuple(ops)
+    gated = sum(o.count for o in ops if o.op == "gated")
     for o in ops:
         s = o.shape
         if o.op == "layer_norm":
             read = itemsize * s["M"] * s["N"] + s["M"] * statistics_bytes(s["N"])
             yield replace(o, name="statistics", op="row_statistics", count=1, bytes=read)
-            yield replace(o, count=1)
-        elif o.op != "linear":
+            yield replace(o, count=1 + gated)
+        elif o.op != "linear" or (gated and o.name == "proj"):
             yield o
         elif s["residual"]:
             leaves = replace(
@@ -101,6 +110,12 @@ def _product(
     return _kernel(o, hw, dtype, tile, waves, useful, bound, time, launches)
 
 
+def _fill_us(hw: Hardware, dtype: str, way: Way) -> float:
+    """Of a product of ours, which may ask for its weights before it waits."""
+    early = way.dependent and by_descriptors(hw, dtype)
+    return FILL_US - (DEPENDENT_FETCH_US if early else 0.0)
+
+
 def _linear(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
     M, N, K, activation = (o.shape[i] for i in ("M", "N", "K", "activation"))
     residual = o.shape["residual"]
@@ -114,8 +129,7 @@ def _linear(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
         behind = "folded"
         kind = "statistics" if residual else "folded activation" if activation else "folded"
     tile = linear_tile(M, N, K, dtype, epilogue, hw, behind)
-    early = way.dependent and by_descriptors(hw, dtype) and not tile.library
-    fill = FILL_US - (DEPENDENT_FETCH_US if early else 0.0)
+    fill = FILL_US if tile.library else _fill_us(hw, dtype, way)
     cold = N * K * DTYPES[dtype] if warm(hw, o.bytes) else o.bytes
     if not tile.library:
         time, bound = gemm_us(hw, dtype, M, N, K, tile, kind, cold, fill)
@@ -125,6 +139,16 @@ def _linear(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
         return _product(o, hw, dtype, M, N, tile, bound, time)
     time += pass_us(hw, DTYPES[dtype] * M * N * (3 if residual else 2))[0]
     return _product(o, hw, dtype, M, N, tile, bound, time, launches=2)
+
+
+def _gated(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
+    """One product, both weights wide; half of it is stored."""
+    M, F, K = (o.shape[i] for i in "MNK")
+    tile = gated_tile(M, F, K, dtype, hw)
+    cold = 2 * F * K * DTYPES[dtype] if warm(hw, o.bytes) else o.bytes
+    fill = _fill_us(hw, dtype, way)
+    time, bound = gemm_us(hw, dtype, M, 2 * F, K, tile, "gated", cold, fill)
+    return _product(o, hw, dtype, M, 2 * F, tile, bound, time)
 
 
 def _patch_embed(o: Operation, hw: Hardware, dtype: str, way: Way) -> Kernel:
@@ -157,6 +181,7 @@ _PREDICT = {
     "linear": _linear,
     "linear_folded": _linear,
     "linear_statistics": _linear,
+    "gated": _gated,
     "patch_embed": _patch_embed,
     "attention": _attention,
     "layer_norm": _rows,

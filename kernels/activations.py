@@ -2,8 +2,8 @@
 
 gelu        x * Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2       (Hendrycks & Gimpel 2016, eq. 1)
 gelu_tanh   x * (1 + tanh(u)) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)     (the same paper, section 2)
-quick_gelu  x * sigmoid(1.702 x)                                  (the same paper; OpenAI CLIP) silu
-x * sigmoid(x)
+quick_gelu  x * sigmoid(1.702 x)                                  (the same paper; OpenAI CLIP)
+silu        x * sigmoid(x)                                        (the same paper)
 
 (1 + tanh(u)) / 2 = sigmoid(2u) is exact algebra and has no cancellation for negative u.
 

@@ -12,6 +12,7 @@ from . import (
     layer_norm,
     linear,
     linear_folded,
+    linear_gated,
     linear_norm,
     linear_tiles,
     patch_embed,
@@ -27,6 +28,12 @@ CONFIGS = {
     "attention": attention.Config,
 }
 MAIN = ("vit-b-16", "vit-l-16", "so400m-14-384")
+# tokens, K, F
+GATED = {
+    "DINOv2-g/14-224": (257, 1536, 4096),
+    "DINOv3-H+/16-224": (201, 1280, 5120),
+    "DINOv3-7B/16-224": (201, 4096, 8192),
+}
 
 
 def _t(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -62,10 +69,28 @@ def _model(m: Model, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple
         queries = q[:, : rows.shape[1]]
         yield f"attention{of}", lambda q=queries: attention.launch(q, k, v, 1.0, gpu=gpu)
         yield f"proj{of}", add_and_norm(fresh, rows)
-        yield f"fc1{of}", gemm(fresh, m.mlp, m.activation)
+        fc1 = (
+            _gated(fresh, m.mlp, m.activation, gpu) if m.gated else gemm(fresh, m.mlp, m.activation)
+        )
+        yield f"fc1{of}", fc1
         yield f"fc2{of}", add_and_norm(t(*rows.shape[:2], m.mlp), fresh)
     if dtype != torch.float32:
         yield from _folded(m, whole, t(*whole.shape[:2], m.mlp), gpu)
+
+
+def _gated(x: torch.Tensor, F: int, activation: str, gpu: Gpu, config=None, bias=True) -> Callable:
+    K, dtype = x.shape[-1], x.dtype
+    gate, up = _t(2 * F, K, dtype=dtype).split(F)
+    biases = _t(2 * F, dtype=dtype).split(F) if bias else (None, None)
+    args = x, gate, up, *biases, activation
+    return lambda: linear_gated.launch(*args, gpu=gpu, config=config)
+
+
+def _gated_layers(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
+    for name, (tokens, K, F) in GATED.items():
+        for batch in (64, 1):
+            x = _t(batch * tokens, K, dtype=dtype)
+            yield f"{name} batch {batch} gated", _gated(x, F, "silu", gpu)
 
 
 def _folded(
@@ -87,12 +112,13 @@ def _folded(
     yield "row_statistics", lambda: folding.launch(x, gpu=gpu)
     yield "qkv, norm folded", reads(3 * D, None)
     yield "proj with statistics", writes(x)
-    yield "fc1, norm folded", reads(m.mlp, m.activation)
+    if not m.gated:  # which has no folded form
+        yield "fc1, norm folded", reads(m.mlp, m.activation)
     yield "fc2 with statistics", writes(hidden)
 
 
 def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
-    """Every tile of `linear` with every epilogue, with statistics, and with partial sums."""
+    """Every tile of `linear` with every epilogue, with statistics, and with partial sums; and of linear_gated."""
 
     def t(*shape: int) -> torch.Tensor:
         return _t(*shape, dtype=dtype)
@@ -102,6 +128,8 @@ def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
             # rows that are not 16-byte aligned, a K with a tail: pointers on every GPU
             args = t(M, 1001), t(768, 1001), t(768).float(), "gelu", None, residual
             yield "linear, odd K", lambda a=args: linear.launch(*a, gpu=gpu)
+        for activation in NAMES:
+            yield "gated, odd K", _gated(t(M, 1001), 768, activation, gpu)
     descriptors = gpu.bulk_copies and dtype != torch.float32
     x, w, b, y = t(1024, 1024), t(768, 1024), t(768), t(1024, 768)
     for c in linear_tiles.candidates(1024, 768, 1024, dtype.itemsize, descriptors, gpu):
@@ -110,6 +138,9 @@ def _tiles(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
                 for scale in (None, b):
                     args = x, w, b, activation, scale, residual
                     yield "linear", lambda a=args, c=c: linear.launch(*a, gpu=gpu, config=c)
+        for activation in () if linear_gated.misfit(c) else NAMES:
+            for bias in (True, False):
+                yield "gated", _gated(x, 768, activation, gpu, c, bias)
         if not c.library:
             args, split = (x, w, b, None, y, b, b, 1e-6), replace(c, splits=2)
             yield "linear_norm", lambda a=args, c=split: linear_norm.launch(*a, gpu=gpu, config=c)
@@ -193,8 +224,8 @@ def _measured_folded(s: Mapping[str, int | str], dtype: torch.dtype, gpu: Gpu) -
 
 
 def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
-    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, and once more with dependent
-    launches and what was measured on GPUs of this kind; or all models, tiles and dtypes.
+    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, gated layers in bf16 and fp16, and
+    once more with dependent launches and what was measured on GPUs of this kind; or all models, tiles and dtypes.
     """
     for dtype in DTYPES if everything else DTYPES[:1]:
         for name in MODELS if everything else MAIN:
@@ -206,8 +237,13 @@ def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Cal
         if everything:
             for launch, call in (*_tiles(dtype, gpu), *_attention(dtype, gpu)):
                 yield launch, dtype, call
+    for dtype in DTYPES if everything else DTYPES[:2]:
+        for launch, call in _gated_layers(dtype, gpu):
+            yield f"{launch} in {str(dtype)[6:]}", dtype, call
     yield from _tuned(gpu)
     if gpu.arch >= 90:
         m = MODELS[MAIN[0]]
         for launch, call in _model(m, 1, torch.bfloat16, replace(gpu, pdl=True)):
             yield f"{m.name} batch 1 {launch}, dependent", torch.bfloat16, call
+        for launch, call in _gated_layers(torch.bfloat16, replace(gpu, pdl=True)):
+            yield f"{launch}, dependent", torch.bfloat16, call

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from benchmarks.gpu import candidates, programs, timing
+from benchmarks.gpu.ceilings import bare
 from benchmarks.gpu.repeated import kernel_row, poisoned_memory
 from benchmarks.gpu.setting import FULL, TOY
 from vit_fast.workload import MODELS, operations
@@ -62,6 +63,27 @@ def test_a_broken_kernel_and_a_race_are_seen(monkeypatch):
     broken = kernel._replace(launch=lambda *args: kernel.launch(*args) * 1.01)
     monkeypatch.setitem(programs.KERNELS, "layer_norm", broken)
     assert "allowed" in kernel_row(TOY, "layer_norm", arguments)["wrong"]
+
+
+@on_cpu
+def test_a_gated_layer(monkeypatch):
+    """Ours against the definition, and beside it one bare product of both weights."""
+    shape = dict(M=5, N=40, K=64, activation="silu")
+    arguments = programs.inputs(TOY, "gated", shape, "fp16")
+    assert not kernel_row(TOY, "gated", arguments)["wrong"]
+    x, gate, up, *_ = arguments
+    (product,) = programs.vendor("gated", arguments).values()
+    assert torch.equal(product(), torch.cat((x @ gate.T, x @ up.T), 1))
+    kernel = programs.KERNELS["gated"]
+    swapped = kernel._replace(launch=lambda x, g, u, b, c, a: kernel.launch(x, u, g, c, b, a))
+    monkeypatch.setitem(programs.KERNELS, "gated", swapped)
+    assert "allowed" in kernel_row(TOY, "gated", arguments)["wrong"]
+
+
+def test_the_bare_product_of_a_gated_layer_has_no_activation():
+    o = next(o for o in operations(MODELS["dinov2-g-14"], 1) if o.op == "gated")
+    assert programs.label(o, "bf16") == "gated M257 N4096 K1536 silu bf16"
+    assert bare(o, "bf16") == "gated M257 N4096 K1536 bf16"
 
 
 @on_cpu

@@ -15,6 +15,7 @@ from vit_fast.kernels.layer_norm import layer_norm
 from vit_fast.kernels.linear import launch as launch_linear
 from vit_fast.kernels.linear import linear
 from vit_fast.kernels.linear_folded import linear_folded, linear_statistics
+from vit_fast.kernels.linear_gated import linear_gated
 from vit_fast.kernels.linear_norm import linear_norm
 from vit_fast.kernels.patch_embed import patch_embed
 
@@ -35,6 +36,7 @@ with torch.device(DEVICE):
         "attention": (attention, (Q, K, V, 0.25)),
         "attention of one token": (attention, (Q[:, :1], K, V, 0.25)),
         "linear_norm": (linear_norm, (X, W, B, None, R, B, B, 1e-6)),
+        "linear_gated": (linear_gated, (X, W[:24], W[24:], B[:24], None, "silu")),
         "linear_statistics": (linear_statistics, (X, W, B, B, R)),
         "linear_folded": (
             linear_folded,

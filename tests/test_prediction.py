@@ -138,6 +138,34 @@ def test_folded_launches(model, launches, depth):
     assert statistics.time_us == pytest.approx(FILL_US + moved / (5120 * 1830))
 
 
+def test_a_gated_layer_is_one_product_of_both_weights():
+    """DINOv2-giant, one image: 3 x 32 tiles of 128 rows and 2 x 128 columns, a launch as fc1 would be one."""
+    giant = MODELS["dinov2-g-14"]
+    for way in WAYS[:2]:
+        f, plain = (
+            forecast(H200, m, 1, way=way) for m in (giant, dataclasses.replace(giant, gated=False))
+        )
+        gated, fc1 = (next(k for k in g.kernels if k.name == "fc1") for g in (f, plain))
+        assert (gated.count, gated.launches, gated.tile) == (40, 1, "128x256")
+        assert gated.waves == pytest.approx(3 * 32 / 132)
+        assert gated.floor_us > 1.9 * fc1.floor_us
+        assert f.launches == plain.launches
+    eight = next(k for k in forecast(H200, giant, 8, way=WAYS[1]).kernels if k.name == "fc1")
+    size, fill = (257 * 8, 8192, 1536), FILL_US - 0.3
+    time, _ = gemm_us(H200, "bf16", *size, Tile(128, 256, 64), "gated", 2 * 8192 * 1536, fill)
+    assert (eight.tile, eight.time_us) == ("128x256", pytest.approx(time))
+
+
+def test_a_gated_layer_keeps_its_layer_norm_where_others_are_folded():
+    f = forecast(H200, MODELS["dinov2-g-14"], 1, way=Way(folded=True))
+    assert {k.name: k.count for k in f.kernels} == {
+        "patch_embed": 1, "statistics": 1, "layer_norm": 41, "qkv": 40, "attention": 40, "proj": 40, "fc1": 40,
+        "fc2": 39, "last fc2": 1,
+    }  # fmt: skip
+    plain = {k.name: k.time_us for k in forecast(H200, MODELS["dinov2-g-14"], 1).kernels}
+    assert {k.name for k in f.kernels if k.time_us == plain.get(k.name)} >= {"proj", "fc1"}
+
+
 def table(folder, monkeypatch, switches, entries):
     """In the user's cache, as `vit-fast tune` would have written it on an H200."""
     gpu = chosen.gpu_record(H200)

@@ -40,6 +40,17 @@ def test_no_spills_within_memory_on_the_matrix_unit(arch, only, most):
         assert "tcgen05.mma" in {c.matrix for c in found}
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_100"])
+def test_gated_layers(arch):
+    """In bf16 and fp16, and with dependent launches where there are any; on sm_90 no wgmma is serialised."""
+    found, bad = faults(arch, only=" gated")
+    by_descriptor = arch in ("sm_90", "sm_100")
+    kernel = "gated_descriptor_kernel" if by_descriptor else "gated_pointer_kernel"
+    assert {(c.kernel, c.dtype) for c in found} == {(kernel, "bf16"), (kernel, "fp16")}
+    assert {c.starts_early for c in found} == ({True, False} if by_descriptor else {False})
+    assert not bad
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_100"])
 def test_everything(arch):
@@ -97,7 +108,7 @@ def test_dependent_launches_wait():
     assert not bad
     assert {c.kernel for c in found} >= {
         "_patch_embed_kernel", "_layer_norm_kernel", "_row_statistics_kernel", "_sum_norm_kernel",
-        "linear_descriptor_kernel", "one_pass_kernel",
+        "linear_descriptor_kernel", "gated_descriptor_kernel", "one_pass_kernel",
     }  # fmt: skip
 
 

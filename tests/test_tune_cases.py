@@ -54,6 +54,16 @@ def test_each_operation_is_measured_once():
     assert len(cases_of([b, same], [1], BF16)) == 6
 
 
+def test_a_gated_layer_is_left_to_its_rule():
+    """A table has no entry for it; what is around it is tuned."""
+    giant = MODELS["dinov2-g-14"]
+    plain, gated = (
+        {c.name for c in cases_of([replace(giant, gated=g)], [8], BF16)} for g in (False, True)
+    )
+    assert plain - gated == {"linear M=2056 N=4096 K=1536 dtype=bf16 epilogue=silu"}
+    assert not gated - plain
+
+
 def test_models_by_name():
     assert model_named("vit-b-16") is MODELS["vit-b-16"]
     with pytest.raises(ValueError, match="'vit-x' is no known model: expected one of vit-b-16, "):

@@ -68,12 +68,8 @@ class Linear(nn.Module):
             return ops.folding.linear(x.x, x.stats, *weights, x.norm.eps, **epilogue)
         return ops.linear(x, self._weight(ops, out), self._whole("bias", out), **epilogue)
 
-    def gated(self, x: Tensor | Folded, ops: Ops, activation: str) -> Tensor:
+    def gated(self, x: Tensor, ops: Ops, activation: str) -> Tensor:
         """x [..., K] -> [..., N / 2], activation(gate) * up; the first half of the features is the gate."""
-        if isinstance(x, Folded):
-            half = sum(map(len, self._parts.get("weight") or (self.weight,))) // 2
-            gate = self(x, ops, slice(0, half), activation=activation)
-            return gate * self(x, ops, slice(half, None))
         weights = self._half_weight(0, ops), self._half_weight(1, ops)
         biases = self._half("bias", 0), self._half("bias", 1)
         if ops.gated is not None:
@@ -261,6 +257,9 @@ class Block(nn.Module):
         """
         heads = self.attn(normed, ops, rows, places)
         residual = x if rows is None else x[:, :rows]
-        x, normed = into(self.attn.proj, self.norm2, heads, ops, residual, self.ls1)
+        # a gated layer has no folded form
+        x, normed = into(
+            self.attn.proj, self.norm2, heads, ops, residual, self.ls1, not self.mlp.gated
+        )
         hidden = self.mlp.hidden(normed, ops)
         return into(self.mlp.fc2, following, hidden, ops, x, self.ls2, fold)

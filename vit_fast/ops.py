@@ -48,8 +48,9 @@ class Ops:
         sets it to None.
     pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with. None: nothing to gain.
     folding: LayerNorm folded into the linear layer behind it. None: it is an operation of its own.
-    gated(x [..., K], gate [F, K], up [F, K], gate_bias, up_bias, activation) -> [..., F], activation(x @ gate^T +
-        gate_bias) * (x @ up^T + up_bias). None: `linear` twice, and a product.
+    gated(x [..., K], gate [F, K], up [F, K], gate_bias [F] or None, up_bias [F] or None, activation) -> [..., F],
+        activation(x @ gate^T + gate_bias) * (x @ up^T + up_bias); gate and up may be halves of one tensor. None:
+        `linear` twice, and the product.
     """
 
     name: str
@@ -162,14 +163,16 @@ def triton_ops(folded: bool = False) -> Ops:
         from vit_fast.kernels.layer_norm import layer_norm
         from vit_fast.kernels.linear import linear
         from vit_fast.kernels.linear_folded import linear_folded, linear_statistics
+        from vit_fast.kernels.linear_gated import linear_gated
         from vit_fast.kernels.linear_norm import linear_norm
         from vit_fast.kernels.patch_embed import patch_embed
 
         folding = Folding(row_statistics, linear_statistics, linear_folded) if folded else None
         name = "triton, LayerNorm folded" if folded else "triton"
         _TRITON[folded] = Ops(
-            name, patch_embed, layer_norm, linear, attention, False, linear_norm, None, folding
-        )
+            name, patch_embed, layer_norm, linear, attention, False, linear_norm, None, folding,
+            gated=linear_gated,
+        )  # fmt: skip
     return _TRITON[folded]
 
 

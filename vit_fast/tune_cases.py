@@ -60,7 +60,9 @@ def model_of(name: str, spec: ViTSpec) -> Model:
         raise ValueError(f"{name!r} cannot be tuned: {why}")
     down, across = spec.grid()
     sizes = (spec.dim, spec.depth, spec.heads, spec.mlp_dim, spec.activation, spec.prefix_tokens)
-    return _Checkpoint(name, spec.image_size[0], spec.patch, *sizes, down, across)
+    return _Checkpoint(
+        name, spec.image_size[0], spec.patch, *sizes, spec.gated, down=down, across=across
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def cases_of(
                 forward = list(operations(model, batch, dtype.itemsize))
                 whole = sum(o.count * o.flops for o in forward)
                 for o in forward:
+                    # what tables.FIELDS can hold: "gated" is launched as its rule says
                     if o.op in ("linear", "attention"):
                         case = _case(o, dtype_name(dtype))
                         key = (case.op, *case.shape.values())

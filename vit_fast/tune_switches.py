@@ -16,6 +16,7 @@ from vit_fast.kernels import (
     layer_norm,
     linear,
     linear_folded,
+    linear_gated,
     linear_norm,
     patch_embed,
 )
@@ -38,7 +39,10 @@ def launchers(gpu: Gpu, folded: bool = False) -> Ops:
     norms = Folding(
         of(folding.launch), of(linear_folded.launch_statistics), of(linear_folded.launch_folded)
     )
-    return Ops("launchers", *plain, False, of(linear_norm.launch), None, norms if folded else None)
+    return Ops(
+        "launchers", *plain, False, of(linear_norm.launch), None, norms if folded else None,
+        gated=of(linear_gated.launch),
+    )  # fmt: skip
 
 
 def _programs(device: torch.device, *tables: Ops) -> tuple[Program, ...]:

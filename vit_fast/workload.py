@@ -20,6 +20,7 @@ class Model:
     mlp: int
     activation: str = "gelu"
     prefix: int = 1  # class token and registers
+    gated: bool = False  # the hidden layer is activation(gate) * up, of two products
 
     @property
     def patches(self) -> int:
@@ -36,7 +37,8 @@ class Model:
     @property
     def parameters(self) -> int:
         """Weights of the matrix products; biases, norms and positions are left out."""
-        return 3 * self.patch**2 * self.dim + self.depth * (4 * self.dim**2 + 2 * self.dim * self.mlp)  # fmt: skip
+        mlp = (3 if self.gated else 2) * self.dim * self.mlp
+        return 3 * self.patch**2 * self.dim + self.depth * (4 * self.dim**2 + mlp)
 
 
 MODELS = {
@@ -53,7 +55,9 @@ MODELS = {
     "vit-g-14": Model("ViT-g/14-224", 224, 14, 1408, 40, 16, 6144),
     "siglip2-giant-16-384": Model("giant/16-384", 384, 16, 1536, 40, 16, 6144, "gelu_tanh", prefix=0),
     "clip-bigg-14": Model("bigG/14-224", 224, 14, 1664, 48, 16, 8192),
-    "dinov3-7b-16-512": Model("7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu"),
+    "dinov2-g-14": Model("DINOv2-g/14-224", 224, 14, 1536, 40, 24, 4096, "silu", gated=True),
+    "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5),
+    "dinov3-7b-16-512": Model("7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu", 5, gated=True),
 }  # fmt: skip
 
 
@@ -61,8 +65,9 @@ MODELS = {
 class Operation:
     """One operation of a forward pass, `count` times in it. flops and bytes are of one of them.
 
-    shape: linear M, N, K, activation (a name or None), residual (bool); attention B, H, Nq, N, D; layer_norm M, N;
-        patch_embed B, C, P (patch), G (patches a side), D, R (prefix rows), uint8 (bool).
+    shape: linear M, N, K, activation (a name or None), residual (bool); gated M, N (the hidden width), K, activation;
+        attention B, H, Nq, N, D; layer_norm M, N; patch_embed B, C, P (patch), G (patches a side), D, R (prefix rows),
+        uint8 (bool).
     bytes: each operand read once and each result written once.
     """
 
@@ -80,6 +85,12 @@ def _linear(
     moved = size * (M * K + N * K + N + M * N * (2 if residual else 1))
     shape = dict(M=M, N=N, K=K, activation=activation, residual=residual)
     return Operation(name, "linear", count, shape, 2.0 * M * N * K, moved)
+
+
+def _gated(name: str, count: int, M: int, N: int, K: int, size: int, activation: str) -> Operation:
+    moved = size * (M * K + 2 * (N * K + N) + M * N)
+    shape = dict(M=M, N=N, K=K, activation=activation)
+    return Operation(name, "gated", count, shape, 4.0 * M * N * K, moved)
 
 
 def operations(
@@ -103,5 +114,6 @@ def operations(
     shape = dict(B=B, H=m.heads, Nq=N, N=N, D=m.head_dim)
     yield Operation("attention", "attention", L, shape, 4.0 * M * N * D, itemsize * 4 * M * D)
     yield _linear("proj", L, M, D, D, itemsize, residual=True)
-    yield _linear("fc1", L, M, m.mlp, D, itemsize, activation=m.activation)
+    first = _gated if m.gated else _linear
+    yield first("fc1", L, M, m.mlp, D, itemsize, activation=m.activation)
     yield _linear("fc2", L, M, D, m.mlp, itemsize, residual=True)

@@ -126,9 +126,8 @@ def _with_norms(forward: Iterable[Operation]) -> Iterator[Operation]:
 
 def bare(operation: Operation, dtype: str) -> str:
     """The label of what the vendor is asked for: a GEMM without its epilogue."""
-    shape = dict(operation.shape)
-    if operation.op == "linear":
-        shape |= dict(activation=None, residual=False)
+    epilogue = operation.shape.keys() & {"activation", "residual"}
+    shape = {**operation.shape, **dict.fromkeys(epilogue)}
     return label(Operation("", operation.op, 1, shape, 0, 0), dtype)
 
 
@@ -140,7 +139,7 @@ def cells(setting: Setting) -> Iterator[Cell]:
         yield Cell("ceilings", name, run, params, 0.2, vendor=True)
     for need in shapes(setting):
         operation, name = need.operation, bare(need.operation, dtype)
-        if operation.op in ("linear", "attention") and name not in seen:
+        if operation.op in ("linear", "gated", "attention") and name not in seen:
             seen.add(name)
             params = dict(operation=operation, dtype=dtype)
             yield Cell("ceilings", name, operation_us, params, 2.0 + need.order, vendor=True)

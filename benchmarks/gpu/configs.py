@@ -18,7 +18,7 @@ def linear(size: tuple[int, int, int], dtype: str, gpu: Gpu) -> tuple[linear_til
 
 
 def of(op: str, shape: Mapping[str, Any], dtype: str, gpu: Gpu) -> tuple[Any, ...]:
-    """For an operation of a forward pass; () where the op has no choice."""
+    """For an operation of a forward pass; () where the op has no choice, or is not tuned ("gated")."""
     itemsize = ITEMSIZE[dtype]
     match op:
         case "linear":

@@ -155,6 +155,8 @@ def _awkward(
     for size in setting.odd_sizes:
         name = "linear {}x{}x{} bias gelu".format(*size)
         yield name, linear_epilogue, dict(size=size, epilogue="bias gelu")
+        shape = dict(zip("MNK", size), activation="silu")
+        yield "gated {}x{}x{}".format(*size), at_shape, dict(op="gated", shape=shape)
     size = setting.odd_sizes[0]
     for layout in setting.layouts:
         how = dict(size=size, epilogue="bias residual", layout=layout)

@@ -59,7 +59,7 @@ def composed_us(cells: Rows, model: str, batch: int) -> tuple[float | None, list
     dtype = rows_of(cells, model, batch)[0]["dtype"]
     copy = cells.get("ceilings/copy", {})
     for operation in operations({**MODELS, **TOYS}[model], batch):
-        if operation.op in ("linear", "attention"):
+        if operation.op in ("linear", "gated", "attention"):
             key = f"ceilings/{bare(operation, dtype)}"
             us = best_us(cells[key]) if "us" in cells.get(key, {}) else None
         else:

@@ -20,7 +20,7 @@ def programs_of(op: str, arguments: tuple) -> dict[str, Any]:
     """Ours; the vendor's; and for a GEMM the vendor's with what comes after it in passes of their own."""
     kernel = KERNELS[op]
     found = {OURS: lambda: kernel.launch(*arguments), **vendor(op, arguments)}
-    if op in ("linear", "linear_norm"):
+    if op in ("linear", "linear_norm", "gated"):
         found[SEPARATE] = lambda: kernel.torch(*arguments)
     return found
 

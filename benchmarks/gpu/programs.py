@@ -11,7 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.results import ROOT
 from benchmarks.gpu.setting import Setting
-from vit_fast.kernels import attention, layer_norm, linear, linear_norm, patch_embed
+from vit_fast.kernels import (
+    attention,
+    layer_norm,
+    linear,
+    linear_gated,
+    linear_norm,
+    patch_embed,
+)
 from vit_fast.ops import torch_ops
 from vit_fast.workload import Operation
 
@@ -44,9 +51,15 @@ def linear_norm_in_pytorch(x, w, b, scale, residual, norm_w, norm_b, eps) -> tup
     return y, torch_ops().layer_norm(y, norm_w, norm_b, eps)
 
 
+def gated_in_pytorch(x, gate, up, gate_bias, up_bias, activation) -> Tensor:
+    linear = torch_ops().linear
+    return linear(x, gate, gate_bias, activation) * linear(x, up, up_bias)
+
+
 KERNELS = {
     "linear": Kernel(linear.launch, linear.linear_ref, torch_ops().linear),
     "linear_norm": Kernel(linear_norm.launch, linear_norm.linear_norm_ref, linear_norm_in_pytorch),
+    "gated": Kernel(linear_gated.launch, linear_gated.linear_gated_ref, gated_in_pytorch),
     "attention": Kernel(attention.launch, attention.attention_ref, torch_ops().attention),
     "layer_norm": Kernel(layer_norm.launch, layer_norm.layer_norm_ref, torch_ops().layer_norm),
     "patch_embed": Kernel(patch_embed.launch, patch_embed.patch_embed_ref, torch_ops().patch_embed),
@@ -57,10 +70,10 @@ def label(operation: Operation, dtype: str) -> str:
     """Names the shape, whichever model it is of."""
     s = operation.shape
     match operation.op:
-        case "linear":
+        case "linear" | "gated":
             words = f"M{s['M']} N{s['N']} K{s['K']}"
             words += f" {s['activation']}" if s["activation"] else ""
-            words += " residual" if s["residual"] else ""
+            words += " residual" if s.get("residual") else ""
         case "linear_norm":
             words = f"M{s['M']} N{s['N']} K{s['K']}"
         case "attention":
@@ -86,6 +99,13 @@ def inputs(setting: Setting, op: str, shape: Mapping[str, Any], dtype: str, seed
         case "linear":
             x, w, b = randn(s["M"], s["K"]), randn(s["N"], s["K"], over=s["K"]), randn(s["N"])
             return x, w, b, s["activation"], None, randn(s["M"], s["N"]) if s["residual"] else None
+        case "gated":
+            x, w, b = (
+                randn(s["M"], s["K"]),
+                randn(2 * s["N"], s["K"], over=s["K"]),
+                randn(2 * s["N"]),
+            )
+            return x, *w.split(s["N"]), *b.split(s["N"]), s["activation"]
         case "linear_norm":
             x, w, b = randn(s["M"], s["K"]), randn(s["N"], s["K"], over=s["K"]), randn(s["N"])
             return x, w, b, None, randn(s["M"], s["N"]), randn(s["N"]), randn(s["N"]), 1e-6
@@ -174,6 +194,10 @@ def vendor(op: str, arguments: tuple) -> dict[str, Callable[[], Tensor]]:
                 "cuBLAS mm": lambda: torch.mm(x, w.T, out=y),
                 "cuBLAS addmm": lambda: torch.addmm(b, x, w.T, out=y),
             }
+        case "gated":
+            x, w = arguments[0], torch.cat(arguments[1:3])
+            y = x.new_empty(len(x), len(w))
+            return {"cuBLAS mm": lambda: torch.mm(x, w.T, out=y)}
         case "attention":
             # HF's q, k and v come from three projections: each [B, N, H, D] and dense
             q, k, v = (t.contiguous() for t in arguments[:3])
