@@ -193,7 +193,8 @@ def launch(
         one_pass_kernel[grid](*args, HEADS=c.heads, C0=C0, C1=C1, C2=C2, **options)
     else:
         W0, W1, W2 = head_parts(D, c.widest)
-        tail = N % c.block_n
+        # with rope the last block is always a tail: ptxas serialises wgmma where the loop has it all
+        tail = N % c.block_n or (0 if rope is None else c.block_n)
         flash_kernel[grid](
             *args, W0=W0, W1=W1, W2=W2, BLOCK_N=c.block_n,
             TAIL_N=max(16, triton.next_power_of_2(tail)) if tail else 0,

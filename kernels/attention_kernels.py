@@ -198,7 +198,7 @@ def _flash_tile(
         # with rope_ptr there is none: its heads are powers of two
         q2 = lanes(q_ptr, offs_m, stride_qn, Nq, D, W0 + W1, W2, True)
         o2 = tl.zeros((BLOCK_M, W2), tl.float32)
-    full = N // BLOCK_N * BLOCK_N
+    full = (N if rope_ptr is None else N - 1) // BLOCK_N * BLOCK_N
     # the tail goes first: behind the pipelined loop its rescaling makes ptxas serialise every wgmma
     if TAIL_N > 0:
         m_i, l_i, o0, o1, o2 = _flash_step(

@@ -97,6 +97,7 @@ def launch_config(
     of one overlaps the matrix products of another. Every choice compiles without spills. Pure.
 
     `heads`: of all images together. Where a head is one small tile and there are many of them, a program takes two.
+    masked, rotated: the launch has a mask, and a rope that its kernel applies.
     """
     lanes = sum(head_parts(D))
     if itemsize == 4:
@@ -104,14 +105,18 @@ def launch_config(
         if lanes <= 96:
             return Config(16, FLASH, 16, 4, 2, widest=32)
         return Config(16, FLASH, 32, 8, 1, widest=64)
+    if rotated:
+        return _with_rope(Nq, N, D, gpu)
     block_m = 16 if Nq <= 16 else 64
     tail_m = query_tail(Nq, block_m)
     chunks = key_chunks(N)
     # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
-    if D in (16, 32, 64) and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 128):
+    most = 272 if gpu.bulk_copies else 128
+    one_pass = D in (16, 32, 64) and 0 < sum(chunks) <= most
+    if one_pass:
         tiny = Nq <= 64 and N <= 64 and heads % 2 == 0 and heads >= 16 * gpu.sms
-        # 60 KB of shared memory for 208 keys, 76 for 272
-        together = 3 if sum(chunks) <= 208 else 2
+        # 60 KB of shared memory for 208 keys, 76 for 272; of masked ones sm_100 spills with a third block
+        together = 3 if sum(chunks) <= 208 and not masked else 2
         return Config(block_m, chunks, 64, 4, 1, 64, tail_m, 2 if tiny else 1, together)
     if Nq <= 16 and lanes > 96:
         return Config(block_m, FLASH, 32, 4, 2)
@@ -120,6 +125,23 @@ def launch_config(
     stage = 2 * 64 * 2 * lanes  # bytes of 64 keys and 64 values
     stages = 3 if 3 * stage <= gpu.smem // 2 else 2
     return Config(block_m, FLASH, 64, 4, stages, tail_m=tail_m)
+
+
+def _with_rope(Nq: int, N: int, D: int, gpu: Gpu) -> Config:
+    """Of 16-bit heads of 32, 64 or 128, whose keys turn in registers on their way to the matrix unit: they leave none
+    for a third block, for a tail of queries beside one pass, for wide blocks without wgmma.
+    """
+    if Nq <= 16:
+        return Config(16, FLASH, 32 if D > 64 else 64, 4, 2)
+    chunks = key_chunks(N)
+    if D <= 64 and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 64):
+        return Config(64, chunks, 64, 4, 1, 64)
+    if D > 64:
+        if gpu.bulk_copies:
+            return Config(128, FLASH, 64, 8, 2, tail_m=query_tail(Nq, 128), blocks_per_sm=1)
+        return Config(128, FLASH, 16, 8, 2)
+    block_n, stages = (64, 3) if gpu.bulk_copies else (32, 2)
+    return Config(64, FLASH, block_n, 4, stages, tail_m=query_tail(Nq, 64))
 
 
 def candidates(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> tuple[Config, ...]:
