@@ -51,6 +51,20 @@ def test_gated_layers(arch):
     assert not bad
 
 
+@pytest.mark.parametrize(
+    "arch, only, kernels",
+    [
+        ("sm_80", ", mask", ["flash_kernel"] * 3),
+        ("sm_90", ", rope", ["one_pass_kernel", "flash_kernel"]),
+        ("sm_90", "NaFlex 256 attention, mask", ["one_pass_kernel", "flash_kernel"]),
+    ],
+)
+def test_attention_with_rope_and_with_masks(arch, only, kernels):
+    found, bad = faults(arch, only=only)
+    assert [c.kernel for c in found] == kernels
+    assert not bad
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_100"])
 def test_everything(arch):
