@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ViTSpec.resize -> interpolation, antialias, and whether it is made in fp32 whatever the table's dtype
+# ViTSpec.resize -> interpolation, antialias, and where it is made in fp32 whatever the table's dtype
 _MODES = {
-    "bicubic": ("bicubic", False, False),
-    "bicubic fp32": ("bicubic", False, True),
-    "bicubic antialias fp32": ("bicubic", True, True),
-    "bilinear antialias": ("bilinear", True, True),
+    "bicubic": ("bicubic", False, "nowhere"),
+    "bicubic fp32": ("bicubic", False, "everywhere"),
+    "bicubic antialias fp32": ("bicubic", True, "everywhere"),
+    "bilinear antialias": ("bilinear", True, "cpu"),  # which has no other antialias
 }
+# those that are not the table itself on its own grid: the nearest row is not always a patch's own, fp32's rounding
+# decides; and what is made in fp32 is rounded to it
+NEVER_AS_IT_IS = ("nearest", "bilinear antialias")
 
 
 def resize_positions(
@@ -33,10 +36,10 @@ def resize_positions(
         )
     if how == "nearest":
         return pos[_nearest(native[0], grid, pos.device)]
-    mode, antialias, in_fp32 = _MODES[how]
+    mode, antialias, where = _MODES[how]
     table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
     # float64 is rounded to fp32 where transformers does that
-    table = table.float() if in_fp32 else table
+    table = table.float() if where in ("everywhere", pos.device.type) else table
     table = F.interpolate(table, size=grid, mode=mode, align_corners=False, antialias=antialias)
     return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 

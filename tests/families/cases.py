@@ -31,6 +31,7 @@ class Case:
     module: str = ""
     vision: str = ""
     text: Mapping[str, Any] = field(default_factory=dict)
+    naflex: bool = False  # takes rows of patches; a call's are padded
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
         """Frozen, with random weights, in eval mode, with SDPA attention."""
@@ -52,11 +53,12 @@ class Case:
         pixels = images(batch, 3, *self.sizes[size], dtype=dtype)
         texts = {"input_ids": TOKENS} if self.text else {}
         asks = self.asks if size != "native" else {}
-        return {**self.given({}, pixels), **texts, **asks}
+        given = self.given({}, pixels)
+        return {**(padded(given, 3) if self.naflex else given), **texts, **asks}
 
     def given(self, inputs: dict, pixels: Tensor) -> dict:
         """The arguments with these pixels [B, C, H, W] in the place of theirs."""
-        return {**inputs, "pixel_values": pixels}
+        return {**inputs, **(naflex(pixels) if self.naflex else {"pixel_values": pixels})}
 
 
 TEXT = dict(
@@ -69,10 +71,35 @@ TEXT = dict(
     projection_size=64,
 )
 TOKENS = torch.arange(24).view(3, 8)
+
+
+def naflex(pixels: Tensor, patch: int = TINY["patch_size"]) -> dict[str, Tensor]:
+    """Images [B, C, H, W] as Siglip2ImageProcessor gives them: patches in row order, of rows, columns, channels."""
+    B, C, H, W = pixels.shape
+    grid = H // patch, W // patch
+    cut = pixels.reshape(B, C, grid[0], patch, grid[1], patch).permute(0, 2, 4, 3, 5, 1)
+    rows = cut.reshape(B, grid[0] * grid[1], patch * patch * C)
+    mask = torch.ones(rows.shape[:2], dtype=torch.int32)
+    shapes = torch.tensor([grid] * B)
+    return {"pixel_values": rows, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def padded(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """With `count` rows behind that do not count, and would be seen if they did."""
+    rows, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
+    more = 3 * images(len(rows), count, rows.shape[2], dtype=rows.dtype, seed=7)
+    return {
+        **inputs,
+        "pixel_values": torch.cat((rows, more), 1),
+        "pixel_attention_mask": torch.cat((mask, mask.new_zeros(len(mask), count)), 1),
+    }
+
+
 IN_TWO = dict(vision="vision_config", text=TEXT)
 RESIZED = {"interpolate_pos_encoding": True}
 
 SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
+SIGLIP2 = dict(num_patches=16, **SIGLIP)
 
 CASES: dict[str, Case] = {
     "vit": Case("ViTModel", asks=RESIZED),
@@ -89,6 +116,11 @@ CASES: dict[str, Case] = {
     "siglip classifier": Case(
         "SiglipForImageClassification", SIGLIP, asks=RESIZED, vision="vision_config"
     ),
+    "siglip2": Case("Siglip2VisionModel", SIGLIP2, naflex=True),
+    "siglip2 classifier": Case(
+        "Siglip2ForImageClassification", SIGLIP2, vision="vision_config", naflex=True
+    ),
+    "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
     "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
 }
 

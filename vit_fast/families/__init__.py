@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import deit, ijepa, siglip, vit
+from vit_fast.families import deit, ijepa, siglip, siglip2, vit
 from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     deit.FAMILY,
     ijepa.FAMILY,
     siglip.FAMILY,
+    siglip2.FAMILY,
 )
 SUPPORTED = (
     f"an encoder of {', '.join(family.model_type for family in FAMILIES)}; "
