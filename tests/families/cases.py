@@ -121,6 +121,11 @@ CASES: dict[str, Case] = {
         "Siglip2ForImageClassification", SIGLIP2, vision="vision_config", naflex=True
     ),
     "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
+    **{
+        name.lower(): Case(f"{name}VisionTransformer", SIGLIP, module=f"{m}.modeling_{m}")
+        for name in ("Idefics2", "Idefics3", "SmolVLM")
+        if (m := name.lower())
+    },
     "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
 }
 

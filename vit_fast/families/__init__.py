@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import deit, ijepa, siglip, siglip2, vit
+from vit_fast.families import deit, idefics, ijepa, siglip, siglip2, vit
 from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
@@ -23,6 +23,9 @@ FAMILIES: tuple[Family, ...] = (
     ijepa.FAMILY,
     siglip.FAMILY,
     siglip2.FAMILY,
+    idefics.IDEFICS2,
+    idefics.IDEFICS3,
+    idefics.SMOLVLM,
 )
 SUPPORTED = (
     f"an encoder of {', '.join(family.model_type for family in FAMILIES)}; "
