@@ -9,7 +9,7 @@ from vit_fast import weights
 from vit_fast.layers import Places
 from vit_fast.ops import Ops
 from vit_fast.pixels import Patches
-from vit_fast.positions import padded_positions, resize_positions, rope_table
+from vit_fast.positions import NEVER_AS_IT_IS, padded_positions, resize_positions, rope_table
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived, Normalization
 
@@ -31,15 +31,21 @@ class PatchEmbed(nn.Module):
         self.proj = PatchProjection(spec)
 
 
+def rows(table: Tensor) -> Tensor:
+    """[1, n, D], [n, D] or, for one row, [D] -> [n, D], the same memory"""
+    return table.view(-1, table.shape[-1])
+
+
 class Embedding:
     """What a ViT has of it; ViT makes the parameters, by timm's names. None: the encoder has no such tokens."""
 
     spec: ViTSpec
     normalization: Normalization | None
-    cls_token: Tensor | None  # [1, 1, D]
-    dist_token: Tensor | None  # [1, 1, D]
-    reg_token: Tensor | None  # [1, registers, D]
-    pos_embed: Tensor | None  # [1, position_prefix + P, D]
+    # [1, n, D]; another module's, which a drop-in reads, may lack the first axes: rows() has them as tables
+    cls_token: Tensor | None  # n is 1
+    dist_token: Tensor | None  # n is 1
+    reg_token: Tensor | None  # n is registers
+    pos_embed: Tensor | None  # n is position_prefix + P
     rope_freqs: Tensor | None  # [head_dim / 4]
     _derived: Derived
 
@@ -84,23 +90,22 @@ class Embedding:
         sources = [*tokens, self.pos_embed] if placed else tokens
 
         def build() -> Tensor:
-            rows = torch.cat([t[0] for t in tokens])
+            prefix = torch.cat([rows(t) for t in tokens])
             if not placed:
-                return rows
-            return torch.cat((rows[:placed] + self.pos_embed[0, :placed], rows[placed:]))
+                return prefix
+            return torch.cat((prefix[:placed] + rows(self.pos_embed)[:placed], prefix[placed:]))
 
-        return tokens[0][0] if len(sources) == 1 else self._derived.get("prefix", sources, build)
+        return rows(tokens[0]) if len(sources) == 1 else self._derived.get("prefix", sources, build)
 
     def patch_positions(self, grid: tuple[int, int]) -> Tensor:
         """[P, D] for patches on `grid`."""
         spec, pos = self.spec, self.pos_embed
         native = spec.grid()
-        # the nearest row of the table is not always a patch's own: fp32's rounding decides
-        if grid == native and spec.resize != "nearest":
-            return pos[0, spec.position_prefix :]
+        if grid == native and spec.resize not in NEVER_AS_IT_IS:
+            return rows(pos)[spec.position_prefix :]
 
         def build() -> Tensor:
-            return resize_positions(pos[0, spec.position_prefix :], native, grid, spec.resize)
+            return resize_positions(rows(pos)[spec.position_prefix :], native, grid, spec.resize)
 
         return self._derived.get(("positions", grid), [pos], build)
 
@@ -115,6 +120,9 @@ class Embedding:
         pixels [B, N, p * p * C]: rows of patches, each with its channels last, normalized. shapes [B, 2]: patches down
         and across; what is behind their product is padding. mask [B, N]: the patches that count, None for all.
         ValueError for shapes that do not fit the pixels or the mask, and for an encoder without such patches.
+
+        shapes and mask are read by the host, which waits for a GPU that they are on. The tables of positions are kept
+        for the newest weights.SIZES grids.
         """
         spec = self.spec
         if not spec.patch_rows:
@@ -123,6 +131,8 @@ class Embedding:
         if pixels.dim() != 3 or pixels.shape[2] != width:
             raise ValueError(f"pixels must be [B, N, {width}], got {tuple(pixels.shape)}")
         B, N, _ = pixels.shape
+        if isinstance(shapes, Tensor) and shapes.dim() != 2:
+            raise ValueError(f"shapes must be [B, 2], got {tuple(shapes.shape)}")
         grids = shapes.tolist() if isinstance(shapes, Tensor) else [list(s) for s in shapes]
         if len(grids) != B or any(len(g) != 2 or min(g) < 1 or g[0] * g[1] > N for g in grids):
             raise ValueError(

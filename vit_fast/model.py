@@ -122,6 +122,8 @@ class ViT(Embedding, Pooling, Graphed):
                 vit = cls(spec, normalization)
             copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
             vit.rope_freqs = copies.pop("rope_freqs", None)
+            axes = {name: p.dim() for name, p in vit.named_parameters()}
+            copies = {name: _with_axes(t, axes.get(name, 0)) for name, t in copies.items()}
             vit.load_state_dict(copies, assign=True)
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
@@ -140,15 +142,20 @@ class ViT(Embedding, Pooling, Graphed):
     def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0.
 
-        ValueError where they are not those of the spec, name for name and shape for shape.
+        ValueError where they are not those of the spec, name for name and shape for shape; a row [D] or a table [n, D]
+        may stand for [1, n, D].
         """
         for name in self._layout.keys() | sources.keys():
             parts = sources.get(name, ())
             found = {tuple(t.shape[1:]) for t in parts}
             shape = (sum(len(t) for t in parts), *found.pop()) if len(found) == 1 else None
-            if shape != self._layout.get(name):
+            expected = self._layout.get(name)
+            if shape != expected:
+                # as it is, not as a view: an optimizer's steps are counted by the parameter itself
+                if shape and expected and (1, 1, *shape)[-len(expected) :] == expected:
+                    continue
                 raise ValueError(
-                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {self._layout.get(name)}"
+                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {expected}"
                 )
         before = self.tensors()
         for name, parts in sources.items():
@@ -305,3 +312,8 @@ class ViT(Embedding, Pooling, Graphed):
         if torch.compiler.is_compiling():
             return any(p.requires_grad for p in self.parameters())
         return self._watched().wants_gradient()
+
+
+def _with_axes(t: Tensor, count: int) -> Tensor:
+    """`t` with leading axes of one, so that there are at least `count`."""
+    return t[(None,) * (count - t.dim())]

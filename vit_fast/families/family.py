@@ -43,6 +43,7 @@ class Family:
     """One family. Its attributes are paths from the encoder."""
 
     model_type: str
+    model_types: tuple[str, ...] = ()  # of its classes' configs, where there are others beside it
     modeling: ModuleType
     forms: Mapping[type, Form]  # the bare encoder first
     holders: Mapping[type, str] = {}  # class with an encoder at this attribute, accelerated there
@@ -182,12 +183,9 @@ class Family:
                 return f"{name} is given"
         if attentions:
             return "output_attentions is asked for"
-        if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
-            return "pixel_values are not a plain tensor [B, C, H, W]"
-        batch, channels, height, width = pixels.shape
-        if not batch or channels != spec.channels or pixels.device != device:
-            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
-        if why := self.refused_size(model, spec, height, width, bool(resize)):
+        if type(pixels) not in (Tensor, nn.Parameter):
+            return "pixel_values are not a plain tensor"
+        if why := self.refused_pixels(model, spec, device, pixels, bool(resize)):
             return why
         form, states = self.form_of(model), ()
         if asked:
@@ -200,6 +198,22 @@ class Family:
     def recorder_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module inside that transformers records hidden states by."""
         return self.encoder_of(model)
+
+    def refused_pixels(
+        self,
+        model: PreTrainedModel,
+        spec: ViTSpec,
+        device: torch.device,
+        pixels: Tensor,
+        resize: bool,
+    ) -> str:
+        """Why these pixels are for transformers, or ""."""
+        if pixels.dim() != 4:
+            return f"pixel_values {tuple(pixels.shape)} are not [B, C, H, W]"
+        batch, channels, height, width = pixels.shape
+        if not batch or channels != spec.channels or pixels.device != device:
+            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
+        return self.refused_size(model, spec, height, width, resize)
 
     def refused_size(
         self, model: PreTrainedModel, spec: ViTSpec, height: int, width: int, resize: bool
