@@ -31,15 +31,21 @@ class PatchEmbed(nn.Module):
         self.proj = PatchProjection(spec)
 
 
+def rows(table: Tensor) -> Tensor:
+    """[1, n, D], [n, D] or, for one row, [D] -> [n, D], the same memory"""
+    return table.view(-1, table.shape[-1])
+
+
 class Embedding:
     """What a ViT has of it; ViT makes the parameters, by timm's names. None: the encoder has no such tokens."""
 
     spec: ViTSpec
     normalization: Normalization | None
-    cls_token: Tensor | None  # [1, 1, D]
-    dist_token: Tensor | None  # [1, 1, D]
-    reg_token: Tensor | None  # [1, registers, D]
-    pos_embed: Tensor | None  # [1, position_prefix + P, D]
+    # [1, n, D]; another module's, which a drop-in reads, may lack the first axes: rows() has them as tables
+    cls_token: Tensor | None  # n is 1
+    dist_token: Tensor | None  # n is 1
+    reg_token: Tensor | None  # n is registers
+    pos_embed: Tensor | None  # n is position_prefix + P
     rope_freqs: Tensor | None  # [head_dim / 4]
     _derived: Derived
 
@@ -84,12 +90,12 @@ class Embedding:
         sources = [*tokens, self.pos_embed] if placed else tokens
 
         def build() -> Tensor:
-            rows = torch.cat([t[0] for t in tokens])
+            prefix = torch.cat([rows(t) for t in tokens])
             if not placed:
-                return rows
-            return torch.cat((rows[:placed] + self.pos_embed[0, :placed], rows[placed:]))
+                return prefix
+            return torch.cat((prefix[:placed] + rows(self.pos_embed)[:placed], prefix[placed:]))
 
-        return tokens[0][0] if len(sources) == 1 else self._derived.get("prefix", sources, build)
+        return rows(tokens[0]) if len(sources) == 1 else self._derived.get("prefix", sources, build)
 
     def patch_positions(self, grid: tuple[int, int]) -> Tensor:
         """[P, D] for patches on `grid`."""
@@ -97,10 +103,10 @@ class Embedding:
         native = spec.grid()
         # the nearest row of the table is not always a patch's own: fp32's rounding decides
         if grid == native and spec.resize != "nearest":
-            return pos[0, spec.position_prefix :]
+            return rows(pos)[spec.position_prefix :]
 
         def build() -> Tensor:
-            return resize_positions(pos[0, spec.position_prefix :], native, grid, spec.resize)
+            return resize_positions(rows(pos)[spec.position_prefix :], native, grid, spec.resize)
 
         return self._derived.get(("positions", grid), [pos], build)
 

@@ -122,6 +122,8 @@ class ViT(Embedding, Pooling, Graphed):
                 vit = cls(spec, normalization)
             copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
             vit.rope_freqs = copies.pop("rope_freqs", None)
+            axes = {name: p.dim() for name, p in vit.named_parameters()}
+            copies = {k: t[(None,) * (axes.get(k, 0) - t.dim())] for k, t in copies.items()}
             vit.load_state_dict(copies, assign=True)
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
@@ -140,13 +142,13 @@ class ViT(Embedding, Pooling, Graphed):
     def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0.
 
-        ValueError where they are not those of the spec, name for name and shape for shape.
+        ValueError where they are not those of the spec, name for name and shape for shape, leading axes of one apart.
         """
         for name in self._layout.keys() | sources.keys():
             parts = sources.get(name, ())
             found = {tuple(t.shape[1:]) for t in parts}
             shape = (sum(len(t) for t in parts), *found.pop()) if len(found) == 1 else None
-            if shape != self._layout.get(name):
+            if _core(shape or (0,)) != _core(self._layout.get(name, ())):
                 raise ValueError(
                     f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {self._layout.get(name)}"
                 )
@@ -305,3 +307,8 @@ class ViT(Embedding, Pooling, Graphed):
         if torch.compiler.is_compiling():
             return any(p.requires_grad for p in self.parameters())
         return self._watched().wants_gradient()
+
+
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading axes of one: transformers has a table as [n, D] or [1, n, D]."""
+    return shape if shape[:1] != (1,) else _core(shape[1:])
