@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModel,
@@ -17,8 +18,8 @@ from transformers.utils import output_capturing
 
 import vit_fast
 from accuracy import assert_as_accurate
-from cases import CASES, TEXTS, Case
-from models import images, in_float64
+from cases import CASES, CLIP_TEXT, TEXTS, Case
+from models import TINY, images, in_float64
 from test_drop_in_changes import WRITES
 from test_drop_in_graphs import assert_replayed, recorded
 from twins import PIXELS, assert_fast, assert_same, assert_stock, reason, reasons
@@ -48,7 +49,7 @@ def pair():
     [
         {},
         *(dict(output_hidden_states=asked) for asked in (True, False, None, 0, 1, -1, -2, 7)),
-        *(dict(return_dict=asked) for asked in (True, False, None)),
+        *(dict(return_dict=asked) for asked in (True, False, None, 0)),
         dict(return_dict=False, output_hidden_states=True),
         dict(output_attentions=False),
         dict(interpolate_pos_encoding=True),
@@ -208,6 +209,21 @@ def test_a_clip_file_of_old(tmp_path):
     assert reason(fast) == ""
 
 
+@pytest.mark.parametrize("name", ["AltCLIP", "ChineseCLIP", "MetaClip2", "XCLIP", "CLIPSeg"])
+def test_others_that_are_called_clip(name):
+    """They have classes of their own, and explain names them."""
+    vision = {k: v for k, v in TINY.items() if k != "num_labels"}
+    if name == "XCLIP":
+        vision |= dict(mit_hidden_size=32, mit_num_attention_heads=2, mit_intermediate_size=48)
+    cls = getattr(transformers, f"{name}Model")
+    model = cls(cls.config_class(text_config=CLIP_TEXT, vision_config=vision)).eval()
+    with pytest.warns(UserWarning, match="found nothing to do"):
+        vit_fast.accelerate(model)
+    (found,) = vit_fast.explain(model)
+    assert found.name == "vision_model"
+    assert "not a supported encoder" in found.reason
+
+
 # what falls back
 
 
@@ -295,6 +311,7 @@ CHANGES = {
     other_class_of_norm: "expected exactly LayerNorm",
     other_order_of_positions: "position_ids are not",
     positions_of_bounded_norm: "max_norm",
+    other_patch_size: "embeddings.patch_size is 4",
     other_scale: "scale 0.5",
     causal: "is_causal",
     other_activation: "expected exactly GELUActivation",
