@@ -8,6 +8,7 @@ import torch
 from ..workload import MODELS, Model
 from . import (
     attention,
+    attention_tiles,
     folding,
     layer_norm,
     linear,
@@ -134,11 +135,43 @@ def _attention(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
     for D in (32, 64, 72, 80, 88, 96, 104, 128):
         for N in (50, 196, 197, 257, 577, 729, 1370):
             q, k, v = _t(2, N, 3, 16, D, dtype=dtype).unbind(2)
-            for c in attention.candidates(N, N, D, dtype.itemsize, gpu):
+            for c in attention_tiles.candidates(N, N, D, dtype.itemsize, gpu):
                 yield (
                     f"attention of {N} tokens",
                     lambda q=q, k=k, v=v, c=c: attention.launch(q, k, v, 1.0, gpu=gpu, config=c),
                 )
+
+
+# (name, tokens, heads, head_dim, patches that rope turns, masked)
+ROPE_AND_MASKS = (
+    ("DINOv3-B/16-224", 201, 12, 64, 196, False),
+    ("DINOv3-7B/16-512", 1029, 32, 128, 1024, False),
+    ("SigLIP2-B NaFlex 256", 256, 12, 64, 0, True),
+    ("SigLIP2-so400m NaFlex 256", 256, 16, 72, 0, True),
+    ("SigLIP2-so400m NaFlex 1024", 1024, 16, 72, 0, True),
+)
+# one pass, flash with and without a tail, of queries and of keys
+_GRID = tuple(
+    (f"{N} tokens", N, 12, D, N - 5 if rope else 0, masked)
+    for D in (32, 64, 72, 80, 88, 128)
+    for N in (50, 128, 201, 261, 1024, 1029)
+    for rope, masked in ((True, False), (False, True), (True, True))
+    if D in attention.ROTATED_HEAD_DIMS or not rope
+)
+
+
+def _rope_and_masks(
+    dtype: torch.dtype, gpu: Gpu, everything: bool
+) -> Iterator[tuple[str, Callable]]:
+    """Attention with a mask, with rotary positions, and with both."""
+    for name, N, H, D, P, masked in ROPE_AND_MASKS + (_GRID if everything else ()):
+        q, k, v = _t(8, N, 3, H, D, dtype=dtype).unbind(2)
+        mask = _t(8, N, dtype=torch.bool) if masked else None
+        rope = _t(2, P, D // 2, dtype=torch.float32) if P else None
+        has = " and ".join(["rope"] * bool(P) + ["mask"] * masked)
+        for queries, of in ((N, ""), (1, " of the class token"))[: 1 + everything]:
+            args = q[:, :queries], k, v, 1.0, mask, rope
+            yield f"{name} attention{of}, {has}", lambda a=args: attention.launch(*a, gpu=gpu)
 
 
 def _tuned(known: Gpu) -> Iterator[tuple[str, torch.dtype, Callable]]:
@@ -193,8 +226,8 @@ def _measured_folded(s: Mapping[str, int | str], dtype: torch.dtype, gpu: Gpu) -
 
 
 def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Callable]]:
-    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, and once more with dependent
-    launches and what was measured on GPUs of this kind; or all models, tiles and dtypes.
+    """(name, dtype, call) of what ships: the main models in bf16 at batch 1 and 64, attention with rope and with masks,
+    once more with dependent launches, and what was measured on GPUs of this kind; or all models, tiles and dtypes.
     """
     for dtype in DTYPES if everything else DTYPES[:1]:
         for name in MODELS if everything else MAIN:
@@ -203,6 +236,8 @@ def launches(gpu: Gpu, everything: bool) -> Iterator[tuple[str, torch.dtype, Cal
                 for launch, call in _model(m, batch, dtype, gpu):
                     suffix = "" if dtype == torch.bfloat16 else f" in {str(dtype)[6:]}"
                     yield f"{m.name} batch {batch} {launch}{suffix}", dtype, call
+        for launch, call in _rope_and_masks(dtype, gpu, everything):
+            yield launch, dtype, call
         if everything:
             for launch, call in (*_tiles(dtype, gpu), *_attention(dtype, gpu)):
                 yield launch, dtype, call

@@ -9,7 +9,7 @@ from vit_fast import weights
 from vit_fast.layers import Places
 from vit_fast.ops import Ops
 from vit_fast.pixels import Patches
-from vit_fast.positions import padded_positions, resize_positions, rope_table
+from vit_fast.positions import NEVER_AS_IT_IS, padded_positions, resize_positions, rope_table
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived, Normalization
 
@@ -101,8 +101,7 @@ class Embedding:
         """[P, D] for patches on `grid`."""
         spec, pos = self.spec, self.pos_embed
         native = spec.grid()
-        # the nearest row of the table is not always a patch's own: fp32's rounding decides
-        if grid == native and spec.resize != "nearest":
+        if grid == native and spec.resize not in NEVER_AS_IT_IS:
             return rows(pos)[spec.position_prefix :]
 
         def build() -> Tensor:
@@ -121,6 +120,9 @@ class Embedding:
         pixels [B, N, p * p * C]: rows of patches, each with its channels last, normalized. shapes [B, 2]: patches down
         and across; what is behind their product is padding. mask [B, N]: the patches that count, None for all.
         ValueError for shapes that do not fit the pixels or the mask, and for an encoder without such patches.
+
+        shapes and mask are read by the host, which waits for a GPU that they are on. The tables of positions are kept
+        for the newest weights.SIZES grids.
         """
         spec = self.spec
         if not spec.patch_rows:
@@ -129,6 +131,8 @@ class Embedding:
         if pixels.dim() != 3 or pixels.shape[2] != width:
             raise ValueError(f"pixels must be [B, N, {width}], got {tuple(pixels.shape)}")
         B, N, _ = pixels.shape
+        if isinstance(shapes, Tensor) and shapes.dim() != 2:
+            raise ValueError(f"shapes must be [B, 2], got {tuple(shapes.shape)}")
         grids = shapes.tolist() if isinstance(shapes, Tensor) else [list(s) for s in shapes]
         if len(grids) != B or any(len(g) != 2 or min(g) < 1 or g[0] * g[1] > N for g in grids):
             raise ValueError(

@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ViTSpec.resize -> interpolation, antialias, and whether it is made in fp32 whatever the table's dtype
+# ViTSpec.resize -> interpolation, antialias, and where it is made in fp32 whatever the table's dtype
 _MODES = {
-    "bicubic": ("bicubic", False, False),
-    "bicubic fp32": ("bicubic", False, True),
-    "bicubic antialias fp32": ("bicubic", True, True),
-    "bilinear antialias": ("bilinear", True, True),
+    "bicubic": ("bicubic", False, "nowhere"),
+    "bicubic fp32": ("bicubic", False, "everywhere"),
+    "bicubic antialias fp32": ("bicubic", True, "everywhere"),
+    "bilinear antialias": ("bilinear", True, "cpu"),  # which has no other antialias
 }
+# those that are not the table itself on its own grid: the nearest row is not always a patch's own, fp32's rounding
+# decides; and what is made in fp32 is rounded to it
+NEVER_AS_IT_IS = ("nearest", "nearest rounded", "bilinear antialias")
 
 
 def resize_positions(
@@ -31,18 +34,22 @@ def resize_positions(
             f"positions on a grid of {native[0]} x {native[1]} patches cannot be resized to "
             f"{grid[0]} x {grid[1]}: transformers defines it for square grids only, use the native size"
         )
-    if how == "nearest":
-        return pos[_nearest(native[0], grid, pos.device)]
-    mode, antialias, in_fp32 = _MODES[how]
+    if how.startswith("nearest"):
+        dtype = torch.float32 if how == "nearest" else pos.dtype
+        return pos[_nearest(native[0], grid, pos.device, dtype)]
+    mode, antialias, where = _MODES[how]
     table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
     # float64 is rounded to fp32 where transformers does that
-    table = table.float() if in_fp32 else table
+    table = table.float() if where in ("everywhere", pos.device.type) else table
     table = F.interpolate(table, size=grid, mode=mode, align_corners=False, antialias=antialias)
     return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
-def _nearest(side: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-    """For each patch of `grid` the row of a side x side table that lies where it lies, in fractions of the image."""
+def _nearest(side: int, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """For each patch of `grid` the row of a side x side table that lies where it lies, in fractions of the image.
+
+    dtype: what the fractions are rounded to.
+    """
     # step by step as transformers' Idefics2VisionEmbeddings, and on the same device: where a patch lies on the border
     # of two rows, fp32's rounding decides, at the native size too
     bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
@@ -51,7 +58,7 @@ def _nearest(side: int, grid: tuple[int, int], device: torch.device) -> Tensor:
         step = 1.0 / torch.tensor(n, device=device)
         places = torch.arange(n, device=device, dtype=torch.float32) * step
         places = torch.clamp(places, max=1.0 - 1e-6)
-        rows.append(torch.bucketize(places, bounds, right=True))
+        rows.append(torch.bucketize(places.to(dtype), bounds, right=True))
     return (rows[0][:, None] * side + rows[1][None, :]).flatten()
 
 

@@ -12,7 +12,14 @@ POOLER_ACTIVATIONS = ("tanh", "relu", "gelu", "sigmoid", "silu")  # functions of
 # a learned query (Zhai et al. 2022, arXiv:2106.04560, appendix)
 POOLS = ("token", "patches", "token and patches", "attention")
 # how a learned table of positions is resized to another grid: see positions.py
-RESIZES = ("bicubic", "bicubic fp32", "bicubic antialias fp32", "bilinear antialias", "nearest")
+RESIZES = (
+    "bicubic",
+    "bicubic fp32",
+    "bicubic antialias fp32",
+    "bilinear antialias",
+    "nearest",
+    "nearest rounded",
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ SIZES = {"native": (32, 32), "not square": (40, 24), "smallest": (8, 8)}
 class Case:
     """`cls` with `config` changed in models.TINY; `sizes` of images by name, which a call with `asks` takes.
 
-    vision: the config is inside another one, under this name, beside the fields of `outer`.
-    given_too: arguments of every call beside the pixels.
+    module: where `cls` is, below transformers.models, if transformers itself does not have it.
+    vision: the config is inside another one, under this name; `text` too, if there is a text model.
     """
 
     cls: str
@@ -27,17 +28,20 @@ class Case:
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: SIZES)
     asks: Mapping[str, Any] = field(default_factory=dict)  # for other sizes than the native one
     options: Mapping[str, Any] = field(default_factory=dict)  # of the class itself
+    module: str = ""
     vision: str = ""
-    outer: Mapping[str, Any] = field(default_factory=dict)
-    given_too: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+    naflex: bool = False  # takes rows of patches; a call's are padded
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
         """Frozen, with random weights, in eval mode, with SDPA attention."""
-        cls = getattr(transformers, self.cls)
+        owner = import_module(f"transformers.models.{self.module}") if self.module else transformers
+        cls = getattr(owner, self.cls)
         fields = {**TINY, **self.config}
         if self.vision:
             labels = fields.pop("num_labels")
-            config = cls.config_class(**{self.vision: fields}, num_labels=labels, **self.outer)
+            inner = {self.vision: fields, **({"text_config": self.text} if self.text else {})}
+            config = cls.config_class(**inner, num_labels=labels)
         else:
             config = cls.config_class(**fields)
         model = randomize(cls(config, **self.options), seed).to(dtype).eval().requires_grad_(False)
@@ -47,26 +51,55 @@ class Case:
     def inputs(self, size: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict:
         """The arguments of a call by name."""
         pixels = images(batch, 3, *self.sizes[size], dtype=dtype)
+        texts = {"input_ids": TOKENS} if self.text else {}
         asks = self.asks if size != "native" else {}
-        return {"pixel_values": pixels, **self.given_too, **asks}
+        given = self.given({}, pixels)
+        return {**(padded(given, 3) if self.naflex else given), **texts, **asks}
 
     def given(self, inputs: dict, pixels: Tensor) -> dict:
         """The arguments with these pixels [B, C, H, W] in the place of theirs."""
-        return {**inputs, "pixel_values": pixels}
+        return {**inputs, **(naflex(pixels) if self.naflex else {"pixel_values": pixels})}
 
 
-RESIZED = {"interpolate_pos_encoding": True}
-CLIP_TEXT = dict(
-    vocab_size=99,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
+TEXT = dict(
+    hidden_size=64,
+    num_hidden_layers=1,
     num_attention_heads=2,
-    max_position_embeddings=16,
-    eos_token_id=98,
+    intermediate_size=96,
+    vocab_size=30,
+    max_position_embeddings=8,
+    projection_size=64,
 )
-CLIP = {"asks": RESIZED, "vision": "vision_config"}
-TEXTS = torch.tensor([[3, 14, 15, 98], [92, 6, 98, 1], [5, 35, 89, 98]])
+TOKENS = torch.arange(24).view(3, 8)
+
+
+def naflex(pixels: Tensor, patch: int = TINY["patch_size"]) -> dict[str, Tensor]:
+    """Images [B, C, H, W] as Siglip2ImageProcessor gives them: patches in row order, of rows, columns, channels."""
+    B, C, H, W = pixels.shape
+    grid = H // patch, W // patch
+    cut = pixels.reshape(B, C, grid[0], patch, grid[1], patch).permute(0, 2, 4, 3, 5, 1)
+    rows = cut.reshape(B, grid[0] * grid[1], patch * patch * C)
+    mask = torch.ones(rows.shape[:2], dtype=torch.int32)
+    shapes = torch.tensor([grid] * B)
+    return {"pixel_values": rows, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def padded(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """With `count` rows behind that do not count, and would be seen if they did."""
+    rows, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
+    more = 3 * images(len(rows), count, rows.shape[2], dtype=rows.dtype, seed=7)
+    return {
+        **inputs,
+        "pixel_values": torch.cat((rows, more), 1),
+        "pixel_attention_mask": torch.cat((mask, mask.new_zeros(len(mask), count)), 1),
+    }
+
+
+IN_TWO = dict(vision="vision_config", text=TEXT)
+RESIZED = {"interpolate_pos_encoding": True}
+
+SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
+SIGLIP2 = dict(num_patches=16, **SIGLIP)
 
 CASES: dict[str, Case] = {
     "vit": Case("ViTModel", asks=RESIZED),
@@ -78,13 +111,26 @@ CASES: dict[str, Case] = {
     "ijepa classifier": Case("IJepaForImageClassification", asks=RESIZED),
     "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
     "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
-    "clip classifier": Case("CLIPForImageClassification", **CLIP),
-    "clip with text": Case(
-        "CLIPModel",
-        **CLIP,
-        outer={"text_config": CLIP_TEXT, "projection_dim": 48},
-        given_too={"input_ids": TEXTS},
+    "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),
+    "clip in two": Case("CLIPModel", asks=RESIZED, **IN_TWO),
+    "siglip": Case("SiglipVisionModel", SIGLIP, asks=RESIZED),
+    "siglip without head": Case(
+        "SiglipVisionModel", {**SIGLIP, "vision_use_head": False}, asks=RESIZED
     ),
+    "siglip classifier": Case(
+        "SiglipForImageClassification", SIGLIP, asks=RESIZED, vision="vision_config"
+    ),
+    "siglip2": Case("Siglip2VisionModel", SIGLIP2, naflex=True),
+    "siglip2 classifier": Case(
+        "Siglip2ForImageClassification", SIGLIP2, vision="vision_config", naflex=True
+    ),
+    "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
+    **{
+        name.lower(): Case(f"{name}VisionTransformer", SIGLIP, module=f"{m}.modeling_{m}")
+        for name in ("Idefics2", "Idefics3", "SmolVLM")
+        if (m := name.lower())
+    },
+    "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
 }
 
 

@@ -12,12 +12,22 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import clip, deit, ijepa, vit
+from vit_fast.families import clip, deit, idefics, ijepa, siglip, siglip2, vit
 from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
 
-FAMILIES: tuple[Family, ...] = (vit.FAMILY, deit.FAMILY, ijepa.FAMILY, clip.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    vit.FAMILY,
+    deit.FAMILY,
+    ijepa.FAMILY,
+    clip.FAMILY,
+    siglip.FAMILY,
+    siglip2.FAMILY,
+    idefics.IDEFICS2,
+    idefics.IDEFICS3,
+    idefics.SMOLVLM,
+)
 SUPPORTED = (
     f"an encoder of {', '.join(family.model_type for family in FAMILIES)}; "
     "`vit-fast models` lists their classes"
@@ -26,9 +36,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def family_named(model_type: str | None) -> Family | None:
-    """The family of a config's `model_type`, "clip" or "clip_vision_model"."""
-    name = (model_type or "").removesuffix("_vision_model")
-    return {family.model_type: family for family in FAMILIES}.get(name)
+    """The family of a config's `model_type`."""
+    named = {name: f for f in FAMILIES for name in (f.model_type, *f.model_types)}
+    return named.get(model_type)
 
 
 def classes() -> dict[str, type[PreTrainedModel]]:

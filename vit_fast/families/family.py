@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from vit_fast.families.calls import Answer, Defaults, Request, states_wanted
 from vit_fast.families.layout import Layout, find, layer_sources, layers_spec
-from vit_fast.families.modules import attribute, child, parameter, parameters_of, remember
+from vit_fast.families.modules import attribute, child, parameters_of, remember
 from vit_fast.spec import ViTSpec
 
 Sources = dict[str, tuple[Tensor, ...]]
@@ -32,7 +32,6 @@ class Form:
     answer: Callable[[PreTrainedModel, Request, Answer], ModelOutput]
     encoder: str = ""  # the attribute that is the encoder; "": the model itself
     rows: int | None = None  # how many tokens the answer needs of the last block, None for all
-    pooled: bool = False  # whether it needs what the engine's pooling makes of them
     called: tuple[str, ...] = ()  # children that `answer` calls, with all that hangs on them
     captures: bool = (
         False  # its forward is decorated with capture_outputs: return_dict=None is as True
@@ -43,6 +42,7 @@ class Family:
     """One family. Its attributes are paths from the encoder."""
 
     model_type: str
+    model_types: tuple[str, ...] = ()  # of its classes' configs, where there are others beside it
     modeling: ModuleType
     forms: Mapping[type, Form]  # the bare encoder first
     holders: Mapping[type, str] = {}  # class with an encoder at this attribute, accelerated there
@@ -182,12 +182,9 @@ class Family:
                 return f"{name} is given"
         if attentions:
             return "output_attentions is asked for"
-        if type(pixels) not in (Tensor, nn.Parameter) or pixels.dim() != 4:
-            return "pixel_values are not a plain tensor [B, C, H, W]"
-        batch, channels, height, width = pixels.shape
-        if not batch or channels != spec.channels or pixels.device != device:
-            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
-        if why := self.refused_size(model, spec, height, width, bool(resize)):
+        if type(pixels) not in (Tensor, nn.Parameter):
+            return "pixel_values are not a plain tensor"
+        if why := self.refused_pixels(model, spec, device, pixels, bool(resize)):
             return why
         form, states = self.form_of(model), ()
         if asked:
@@ -200,6 +197,22 @@ class Family:
     def recorder_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module inside that transformers records hidden states by."""
         return self.encoder_of(model)
+
+    def refused_pixels(
+        self,
+        model: PreTrainedModel,
+        spec: ViTSpec,
+        device: torch.device,
+        pixels: Tensor,
+        resize: bool,
+    ) -> str:
+        """Why these pixels are for transformers, or ""."""
+        if pixels.dim() != 4:
+            return f"pixel_values {tuple(pixels.shape)} are not [B, C, H, W]"
+        batch, channels, height, width = pixels.shape
+        if not batch or channels != spec.channels or pixels.device != device:
+            return f"pixel_values {tuple(pixels.shape)} on {pixels.device} do not fit the model"
+        return self.refused_size(model, spec, height, width, resize)
 
     def refused_size(
         self, model: PreTrainedModel, spec: ViTSpec, height: int, width: int, resize: bool
@@ -225,7 +238,6 @@ class Family:
 LEAVES: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.Dropout: ("p", "training"),
-    nn.Embedding: ("max_norm",),
     nn.LayerNorm: ("eps",),
 }
 
@@ -258,16 +270,6 @@ def conv_sources(owner: nn.Module, name: str) -> Sources:
             "expected patches side by side"
         )
     return parameters_of("patch_embed.proj", conv)
-
-
-def table_sources(owner: nn.Module, name: str, ids: str) -> Sources:
-    """The learned positions `name` of `owner`, an nn.Embedding whose rows its buffer `ids` must name in order."""
-    table, order = child(owner, name, nn.Embedding), attribute(owner, ids)
-    if table.max_norm is not None:
-        raise ValueError(f"{type(owner).__name__}.{name} has a max_norm: expected None")
-    if not torch.equal(order, torch.arange(len(table.weight), device=order.device)[None]):
-        raise ValueError(f"{type(owner).__name__}.{ids} are not 0, 1, 2, ...")
-    return {"pos_embed": (parameter(table, "weight"),)}
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
