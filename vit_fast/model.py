@@ -123,7 +123,7 @@ class ViT(Embedding, Pooling, Graphed):
             copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
             vit.rope_freqs = copies.pop("rope_freqs", None)
             axes = {name: p.dim() for name, p in vit.named_parameters()}
-            copies = {k: t[(None,) * (axes.get(k, 0) - t.dim())] for k, t in copies.items()}
+            copies = {name: _with_axes(t, axes.get(name, 0)) for name, t in copies.items()}
             vit.load_state_dict(copies, assign=True)
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
@@ -142,15 +142,20 @@ class ViT(Embedding, Pooling, Graphed):
     def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
         """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0.
 
-        ValueError where they are not those of the spec, name for name and shape for shape, leading axes of one apart.
+        ValueError where they are not those of the spec, name for name and shape for shape; a row [D] or a table [n, D]
+        may stand for [1, n, D].
         """
         for name in self._layout.keys() | sources.keys():
             parts = sources.get(name, ())
             found = {tuple(t.shape[1:]) for t in parts}
             shape = (sum(len(t) for t in parts), *found.pop()) if len(found) == 1 else None
-            if _core(shape or (0,)) != _core(self._layout.get(name, ())):
+            expected = self._layout.get(name)
+            if shape != expected:
+                # as it is, not as a view: an optimizer's steps are counted by the parameter itself
+                if shape and expected and (1, 1, *shape)[-len(expected) :] == expected:
+                    continue
                 raise ValueError(
-                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {self._layout.get(name)}"
+                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {expected}"
                 )
         before = self.tensors()
         for name, parts in sources.items():
@@ -309,6 +314,6 @@ class ViT(Embedding, Pooling, Graphed):
         return self._watched().wants_gradient()
 
 
-def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without leading axes of one: transformers has a table as [n, D] or [1, n, D]."""
-    return shape if shape[:1] != (1,) else _core(shape[1:])
+def _with_axes(t: Tensor, count: int) -> Tensor:
+    """`t` with leading axes of one, so that there are at least `count`."""
+    return t[(None,) * (count - t.dim())]

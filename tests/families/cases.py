@@ -20,9 +20,7 @@ class Case:
     """`cls` with `config` changed in models.TINY; `sizes` of images by name, which a call with `asks` takes.
 
     module: where `cls` is, below transformers.models, if transformers itself does not have it.
-    vision: the config is inside another one, under this name, beside the fields of `outer`.
-    given_too: arguments of every call beside the pixels.
-    naflex: it takes rows of patches; a call's are padded.
+    vision: the config is inside another one, under this name; `text` too, if there is a text model.
     """
 
     cls: str
@@ -32,9 +30,8 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the class itself
     module: str = ""
     vision: str = ""
-    outer: Mapping[str, Any] = field(default_factory=dict)
-    given_too: Mapping[str, Any] = field(default_factory=dict)
-    naflex: bool = False
+    text: Mapping[str, Any] = field(default_factory=dict)
+    naflex: bool = False  # takes rows of patches; a call's are padded
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
         """Frozen, with random weights, in eval mode, with SDPA attention."""
@@ -43,7 +40,8 @@ class Case:
         fields = {**TINY, **self.config}
         if self.vision:
             labels = fields.pop("num_labels")
-            config = cls.config_class(**{self.vision: fields}, num_labels=labels, **self.outer)
+            inner = {self.vision: fields, **({"text_config": self.text} if self.text else {})}
+            config = cls.config_class(**inner, num_labels=labels)
         else:
             config = cls.config_class(**fields)
         model = randomize(cls(config, **self.options), seed).to(dtype).eval().requires_grad_(False)
@@ -53,8 +51,10 @@ class Case:
     def inputs(self, size: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict:
         """The arguments of a call by name."""
         pixels = images(batch, 3, *self.sizes[size], dtype=dtype)
-        given, asks = self.given({}, pixels), self.asks if size != "native" else {}
-        return {**(padded(given, 3) if self.naflex else given), **self.given_too, **asks}
+        texts = {"input_ids": TOKENS} if self.text else {}
+        asks = self.asks if size != "native" else {}
+        given = self.given({}, pixels)
+        return {**(padded(given, 3) if self.naflex else given), **texts, **asks}
 
     def given(self, inputs: dict, pixels: Tensor) -> dict:
         """The arguments with these pixels [B, C, H, W] in the place of theirs."""
@@ -95,19 +95,8 @@ def padded(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     }
 
 
-IN_TWO = dict(vision="vision_config", outer={"text_config": TEXT}, given_too={"input_ids": TOKENS})
+IN_TWO = dict(vision="vision_config", text=TEXT)
 RESIZED = {"interpolate_pos_encoding": True}
-CLIP_TEXT = dict(
-    vocab_size=99,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=16,
-    eos_token_id=98,
-)
-CLIP = {"asks": RESIZED, "vision": "vision_config"}
-TEXTS = torch.tensor([[3, 14, 15, 98], [92, 6, 98, 1], [5, 35, 89, 98]])
 
 SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
 SIGLIP2 = dict(num_patches=16, **SIGLIP)
@@ -120,6 +109,10 @@ CASES: dict[str, Case] = {
     "deit with teacher": Case("DeiTForImageClassificationWithTeacher", asks=RESIZED),
     "ijepa": Case("IJepaModel", asks=RESIZED),
     "ijepa classifier": Case("IJepaForImageClassification", asks=RESIZED),
+    "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
+    "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
+    "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),
+    "clip in two": Case("CLIPModel", asks=RESIZED, **IN_TWO),
     "siglip": Case("SiglipVisionModel", SIGLIP, asks=RESIZED),
     "siglip without head": Case(
         "SiglipVisionModel", {**SIGLIP, "vision_use_head": False}, asks=RESIZED
@@ -138,15 +131,6 @@ CASES: dict[str, Case] = {
         if (m := name.lower())
     },
     "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
-    "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
-    "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
-    "clip classifier": Case("CLIPForImageClassification", **CLIP),
-    "clip with text": Case(
-        "CLIPModel",
-        **CLIP,
-        outer={"text_config": CLIP_TEXT, "projection_dim": 48},
-        given_too={"input_ids": TEXTS},
-    ),
 }
 
 

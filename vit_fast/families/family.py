@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from vit_fast.families.calls import Answer, Defaults, Request, states_wanted
 from vit_fast.families.layout import Layout, find, layer_sources, layers_spec
-from vit_fast.families.modules import attribute, child, parameter, parameters_of, remember
+from vit_fast.families.modules import attribute, child, parameters_of, remember
 from vit_fast.spec import ViTSpec
 
 Sources = dict[str, tuple[Tensor, ...]]
@@ -238,7 +238,6 @@ class Family:
 LEAVES: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.Dropout: ("p", "training"),
-    nn.Embedding: ("max_norm",),
     nn.LayerNorm: ("eps",),
 }
 
@@ -271,16 +270,6 @@ def conv_sources(owner: nn.Module, name: str) -> Sources:
             "expected patches side by side"
         )
     return parameters_of("patch_embed.proj", conv)
-
-
-def table_sources(owner: nn.Module, name: str, ids: str) -> Sources:
-    """The learned positions `name` of `owner`, an nn.Embedding whose rows its buffer `ids` must name in order."""
-    table, order = child(owner, name, nn.Embedding), attribute(owner, ids)
-    if table.max_norm is not None:
-        raise ValueError(f"{type(owner).__name__}.{name} has a max_norm: expected None")
-    if not torch.equal(order, torch.arange(len(table.weight), device=order.device)[None]):
-        raise ValueError(f"{type(owner).__name__}.{ids} are not 0, 1, 2, ...")
-    return {"pos_embed": (parameter(table, "weight"),)}
 
 
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""SigLIP (Zhai et al. 2023, arXiv:2303.15343), and what SigLIP 2, Idefics and SmolVLM share with it in transformers.
+"""SigLIP (Zhai et al. 2023, arXiv:2303.15343), and what SigLIP 2, Idefics, SmolVLM and CLIP share with it.
 
 Patches and nothing else, learned positions, tanh-GELU, a final LayerNorm; the pooled output is what a learned query
 makes of all tokens, by PyTorch's MultiheadAttention and an MLP. A model whose config has no use for that head (the
@@ -193,13 +193,17 @@ class _Siglip(LikeSiglip):
     unused = ("attention_mask",)
 
     def positions(self, embeddings: nn.Module) -> Tensor:
-        table = super().positions(embeddings)
-        ids = attribute(embeddings, "position_ids")
-        order = torch.arange(len(table), device=ids.device)[None]
-        # of the meta device, which has no values, check_tensors speaks
-        if not (ids.is_meta or torch.equal(ids, order)):
-            raise ValueError("position_ids are not 0, 1, 2, ...")
-        return table
+        return in_order(super().positions(embeddings), embeddings)
+
+
+def in_order(table: Tensor, embeddings: nn.Module) -> Tensor:
+    """`table` [n, D], whose rows the buffer position_ids must name in order."""
+    ids = attribute(embeddings, "position_ids")
+    order = torch.arange(len(table), device=ids.device)[None]
+    # of the meta device, which has no values, check_tensors speaks
+    if not (ids.is_meta or torch.equal(ids, order)):
+        raise ValueError("position_ids are not 0, 1, 2, ...")
+    return table
 
 
 FAMILY = _Siglip()
