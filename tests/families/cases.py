@@ -52,6 +52,8 @@ class Case:
 
 
 RESIZED = {"interpolate_pos_encoding": True}
+STAGES = {"out_indices": [0, 2]}
+REGISTERS = {"num_register_tokens": 4}
 
 CASES: dict[str, Case] = {
     "vit": Case("ViTModel", asks=RESIZED),
@@ -61,6 +63,29 @@ CASES: dict[str, Case] = {
     "deit with teacher": Case("DeiTForImageClassificationWithTeacher", asks=RESIZED),
     "ijepa": Case("IJepaModel", asks=RESIZED),
     "ijepa classifier": Case("IJepaForImageClassification", asks=RESIZED),
+    "dinov2": Case("Dinov2Model"),
+    "dinov2 swiglu": Case(
+        "Dinov2Model", {"use_swiglu_ffn": True, "num_attention_heads": 1, "qkv_bias": False}
+    ),
+    "dinov2 classifier": Case("Dinov2ForImageClassification"),
+    "dinov2 backbone": Case("Dinov2Backbone", STAGES),
+    "dinov2 with registers": Case("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
+    "dinov2 without registers": Case("Dinov2WithRegistersModel", {"num_register_tokens": 0}),
+    "dinov2 with registers classifier": Case("Dinov2WithRegistersForImageClassification"),
+    "dinov2 with registers backbone": Case(
+        "Dinov2WithRegistersBackbone", {**STAGES, "apply_layernorm": False}
+    ),
+    "dinov3": Case("DINOv3ViTModel", REGISTERS),
+    "dinov3 gated": Case(
+        "DINOv3ViTModel", {**REGISTERS, "use_gated_mlp": True, "hidden_act": "silu"}
+    ),
+    "dinov3 other biases": Case(
+        "DINOv3ViTModel",
+        {"num_attention_heads": 1, "key_bias": True}
+        | dict.fromkeys(("query_bias", "value_bias", "proj_bias", "mlp_bias"), False),
+    ),
+    "dinov3 head_dim 128": Case("DINOv3ViTModel", {"hidden_size": 128, "num_attention_heads": 1}),
+    "dinov3 backbone": Case("DINOv3ViTBackbone", {**STAGES, **REGISTERS}),
 }
 
 

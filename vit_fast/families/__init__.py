@@ -12,12 +12,19 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import deit, ijepa, vit
+from vit_fast.families import deit, dinov2, dinov3, ijepa, vit
 from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
 
-FAMILIES: tuple[Family, ...] = (vit.FAMILY, deit.FAMILY, ijepa.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    vit.FAMILY,
+    deit.FAMILY,
+    ijepa.FAMILY,
+    dinov2.FAMILY,
+    dinov2.WITH_REGISTERS,
+    dinov3.FAMILY,
+)
 SUPPORTED = (
     f"an encoder of {', '.join(family.model_type for family in FAMILIES)}; "
     "`vit-fast models` lists their classes"
