@@ -130,6 +130,8 @@ class WithBackbone(Family):
         shown = shown_states(model, asked, spec.depth)
         names = model.stage_names[: spec.depth + 1]
         stages = tuple(i for i, name in enumerate(names) if name in model.out_features)
+        if not stages:  # transformers' output is then without a field
+            return f"no stage is among out_features, {model.out_features}"
         read = {*stages, *(shown or ()), *self.read_beside(model, shown)}
         states = tuple(i for i in range(spec.depth + 1) if i in read)
         return request._replace(states=states, stages=stages, shown=shown)
