@@ -17,161 +17,73 @@ Two kernels:
 The rows that are left after the last whole tile of 64 queries, 5 of 197 and 1 of 257, are a tile of 16
 where they fit.
 
+Rotary positions are applied as q and k are loaded: the two halves of their lanes, turned in fp32 and rounded once, are
+multiplied as two products. Nothing is written, but every query tile turns all keys anew and reads 4 P D bytes of
+cosines and sines, twice what it reads of k, through the L2 cache.
+
+A mask makes scores -inf where a key does not count. Flash's running maximum then starts at the least finite number: in
+a block without a key exp2(-inf - max) is 0, and what that block leaves is forgotten at the first key.
+
 A head dimension that is no power of two is covered by up to three parts, each a power of two: 72 =
 64 + 16 lanes with 8 masked, where padding to 128 would waste 44% of the matrix work.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 
 import torch
 import triton
 from torch import Tensor
 
 from .attention_kernels import flash_kernel, one_pass_kernel
+from .attention_tiles import MAX_HEAD_DIM, Config, head_parts, launch_config
 from .dependent import options as dependent
 from .launch import COMPILE_OPTIONS, operator
 from .linear import fp32_precision
 from .operators import check_tensor, refuse
+from .rotation import rotate
 from .tuning import Gpu, cached, cdiv, dtype_name, gpu_of, tuned
 
-MAX_HEAD_DIM = 128
+ROTATED_HEAD_DIMS = (32, 64, 128)  # by the kernels
 _LOG2_E = 1.4426950408889634
 
 
-def attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attention_ref(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    rope: Tensor | None = None,
+) -> Tensor:
     """The definition; tests evaluate it in float64."""
+    if rope is not None:
+        q, k = rotate(q, rope, k.shape[1]), rotate(k, rope, k.shape[1])
     s = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    if mask is not None:
+        s = s.masked_fill(~mask[:, None, None], float("-inf"))
     return torch.einsum("bhqk,bkhd->bqhd", s.softmax(-1), v).flatten(2)
 
 
-@dataclass(frozen=True)
-class Config:
-    block_m: int
-    chunks: tuple[int, int, int]  # key chunks of the one-pass kernel; _FLASH: the other one
-    block_n: int  # keys a block in the flash kernel
-    num_warps: int
-    num_stages: int
-    widest: int = MAX_HEAD_DIM  # lanes of the head in one product
-    tail_m: int = 0  # rows of a head's last tile; 0: block_m
-    heads: int = 1  # heads that a program of the one-pass kernel takes, one after the other
-    blocks_per_sm: int = 2  # that are to share the 65536 registers of a multiprocessor
-
-    def __post_init__(self) -> None:
-        rows = self.block_m, self.block_n
-        if not all(n in (16, 32, 64, 128, 256) for n in rows) or self.tail_m not in (0, 16, 32):
-            raise ValueError(
-                f"blocks of {rows} and a tail of {self.tail_m}: expected powers of two from 16 to 256, and 0, 16 or 32"
-            )
-        falling = tuple(sorted(self.chunks, reverse=True)) == self.chunks
-        if not falling or not all(n in (0, 16, 32, 64, 128) for n in self.chunks):
-            raise ValueError(
-                f"chunks of {self.chunks} keys: expected powers of two from 16 to 128, the largest first"
-            )
-        small = 1 <= self.num_stages <= 8 and 1 <= self.blocks_per_sm <= 8
-        if self.num_warps not in (4, 8, 16) or not small:
-            raise ValueError(
-                f"{self.num_warps} warps, {self.num_stages} stages, {self.blocks_per_sm} blocks a multiprocessor: "
-                "expected 4, 8 or 16, 1 to 8, 1 to 8"
-            )
-        if self.widest not in (16, 32, 64, 128) or self.heads not in (1, 2, 4, 8):
-            raise ValueError(
-                f"{self.widest} lanes a product and {self.heads} heads a program: expected a power of two up to "
-                "128, and up to 8"
-            )
-
-    @property
-    def registers(self) -> int:
-        return min(255, 65536 // (32 * self.num_warps * self.blocks_per_sm))
-
-
-_FLASH = (0, 0, 0)
-
-
-@lru_cache
-def head_parts(D: int, widest: int = MAX_HEAD_DIM) -> tuple[int, int, int]:
-    """Powers of two from 16 to `widest` that cover D lanes with under 16 to spare, three at most:
-    72 -> (64, 16, 0).
-    """
-    parts, lanes = [], cdiv(D, 16) * 16
-    while lanes:
-        parts.append(min(widest, 1 << (lanes.bit_length() - 1)))
-        lanes -= parts[-1]
-    return tuple(parts + [0] * (3 - len(parts)))
-
-
-def key_chunks(N: int) -> tuple[int, int, int]:
-    """At most three chunks, each a power of two from 16 to 128, that cover N keys with the fewest
-    lanes, then the fewest chunks; _FLASH where three do not reach.
-    """
-    sizes = (0, 16, 32, 64, 128)
-    covers = [
-        (a, b, c) for a in sizes[1:] for b in sizes for c in sizes if a >= b >= c and a + b + c >= N
-    ]
-    return min(covers, key=lambda c: (sum(c), 3 - c.count(0)), default=_FLASH)
-
-
-def query_tail(Nq: int, block_m: int) -> int:
-    """Rows of the last tile where a small one holds what is left: 16 for the 1 of 257, the 5 of 197; 0: a tile like
-    the others.
-    """
-    left = Nq % block_m
-    return 0 if left == 0 or left > 32 or block_m <= 32 else 16 if left <= 16 else 32
-
-
-@lru_cache
-def launch_config(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu, heads: int = 1) -> Config:
-    """Small query tiles and few warps: two to four blocks share a multiprocessor, and the softmax
-    of one overlaps the matrix products of another. Every choice compiles without spills. Pure.
-
-    `heads`: of all images together. Where a head is one small tile and there are many of them, a program takes two.
-    """
-    lanes = sum(head_parts(D))
-    if itemsize == 4:
-        # IEEE fp32 has no matrix unit: a product keeps its operands in registers, so it is narrow
-        if lanes <= 96:
-            return Config(16, _FLASH, 16, 4, 2, widest=32)
-        return Config(16, _FLASH, 32, 8, 1, widest=64)
-    block_m = 16 if Nq <= 16 else 64
-    tail_m = query_tail(Nq, block_m)
-    chunks = key_chunks(N)
-    # mma.sync reads registers only: the scores of more than 128 keys leave none for its operands
-    if D in (16, 32, 64) and 0 < sum(chunks) <= (272 if gpu.bulk_copies else 128):
-        tiny = Nq <= 64 and N <= 64 and heads % 2 == 0 and heads >= 16 * gpu.sms
-        # 60 KB of shared memory for 208 keys, 76 for 272
-        together = 3 if sum(chunks) <= 208 else 2
-        return Config(block_m, chunks, 64, 4, 1, 64, tail_m, 2 if tiny else 1, together)
-    if Nq <= 16 and lanes > 96:
-        return Config(block_m, _FLASH, 32, 4, 2)
-    if not gpu.bulk_copies and lanes >= 96:
-        return Config(128 if Nq > 16 else 16, _FLASH, 32, 8 if Nq > 16 else 4, 3)
-    stage = 2 * 64 * 2 * lanes  # bytes of 64 keys and 64 values
-    stages = 3 if 3 * stage <= gpu.smem // 2 else 2
-    return Config(block_m, _FLASH, 64, 4, stages, tail_m=tail_m)
-
-
-def candidates(Nq: int, N: int, D: int, itemsize: int, gpu: Gpu) -> tuple[Config, ...]:
-    """What is worth measuring for this shape: the rule's choice, and what differs from it in one thing."""
-    rule = launch_config(Nq, N, D, itemsize, gpu)
-    choice = [rule]
-    if itemsize == 2 and Nq > 16:
-        choice.append(replace(rule, tail_m=0))
-        if gpu.bulk_copies:
-            tail = query_tail(Nq, 64)
-            choice += [Config(64, _FLASH, 64, 4, stages, tail_m=tail) for stages in (2, 3)]
-            choice += [Config(64, _FLASH, 128, 4, 2, tail_m=tail)] if D <= 64 else []
-            choice += [Config(128, _FLASH, 128, 8, 2, blocks_per_sm=1)] if D <= 64 else []
-            choice += [Config(128, _FLASH, 64, 8, 3)] if D <= 80 else []
-        if rule.chunks[0] and N <= 64 and Nq <= 64:
-            choice += [replace(rule, heads=2), replace(rule, heads=4)]
-    return tuple(dict.fromkeys(choice))
-
-
 @cached
-def config_for(B: int, H: int, Nq: int, N: int, D: int, dtype: torch.dtype, gpu: Gpu) -> Config:
-    """The measured configuration of this shape on this GPU, else the rule's."""
-    found = tuned(gpu, "attention", B=B, H=H, Nq=Nq, N=N, D=D, dtype=dtype_name(dtype))
-    c = Config(**found) if found else launch_config(Nq, N, D, dtype.itemsize, gpu, B * H)
+def config_for(
+    B: int,
+    H: int,
+    Nq: int,
+    N: int,
+    D: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    masked: bool = False,
+    rotated: bool = False,
+) -> Config:
+    """The measured configuration of this shape on this GPU, else the rule's. Masks and rotation are not measured, and
+    what was measured without them may spill with them: the rule's.
+    """
+    plain = not (masked or rotated)
+    shape = dict(B=B, H=H, Nq=Nq, N=N, D=D, dtype=dtype_name(dtype))
+    found = tuned(gpu, "attention", **shape) if plain else None
+    rule = launch_config(Nq, N, D, dtype.itemsize, gpu, B * H, masked, rotated)
+    c = Config(**found) if found else rule
     # the heads of an image are shared out evenly
     return c if H % c.heads == 0 else replace(c, heads=1)
 
@@ -191,15 +103,40 @@ def misfit(c: Config, H: int, Nq: int, N: int, D: int, dtype: str, **_: int) -> 
     return ""
 
 
+def _check_mask(mask: Tensor, B: int, N: int, device: torch.device) -> None:
+    check_tensor("attention", "mask", mask, (B, N), device, torch.bool)
+    if N * mask.stride(1) >= 2**31:
+        refuse("attention", f"a mask of {N} keys spans over 2^31 values")
+
+
+def _check_rope(rope: Tensor, Nq: int, N: int, D: int, device: torch.device) -> None:
+    P = rope.shape[1] if rope.dim() == 3 else 0
+    if D % 2:
+        refuse("attention", f"head_dim is {D}, rope needs an even one")
+    check_tensor("attention", "rope", rope, (2, P, D // 2), device, torch.float32)
+    if max(P, Nq) > N:
+        refuse(
+            "attention",
+            f"rope is of {P} tokens and q of {Nq}, k of {N}: expected no more than k has",
+        )
+
+
 def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     scale: float,
+    mask: Tensor | None = None,
+    rope: Tensor | None = None,
     gpu: Gpu | None = None,
     config: Config | None = None,
 ) -> Tensor:
     """q [B, Nq, H, D], k and v [B, N, H, D], any strides -> [B, Nq, H * D] in q.dtype.
+
+    mask: bool [B, N], any strides: the keys that count, at least one of each image. What the others hold is to be
+    finite; a row of an image without any is anything. rope: float32 [2, P, D / 2], cosines and sines of the last P of
+    the N tokens; q is then of the first Nq of them. The kernels turn heads of 32, 64 and 128; others of an even D are
+    turned by tensor operations before the launch.
 
     ValueError names shapes and dtypes that do not fit; D is at most 128. A tensor whose last axis
     is not contiguous is copied first. `gpu` and `config` override the device's own, for tests and
@@ -220,20 +157,32 @@ def launch(
     check_tensor("attention", "q", q, q.shape, q.device)
     check_tensor("attention", "k", k, k.shape, q.device, q.dtype)
     check_tensor("attention", "v", v, v.shape, q.device, q.dtype)
+    if mask is not None:
+        _check_mask(mask, B, N, q.device)
+    if rope is not None:
+        _check_rope(rope, Nq, N, D, q.device)
     o = torch.empty((B, Nq, H * D), dtype=q.dtype, device=q.device)
     if o.numel() == 0:
         return o
+    if rope is not None and D not in ROTATED_HEAD_DIMS:
+        q, k, rope = rotate(q, rope, N), rotate(k, rope, N), None
     q, k, v = (t if t.stride(-1) == 1 or D == 1 else t.contiguous() for t in (q, k, v))
     spans = (n * t.stride(1) + H * t.stride(2) for n, t in ((Nq, q), (N, k), (N, v)))
     if max(Nq * H * D, *spans) >= 2**31:
         refuse("attention", f"an image of {max(Nq, N)} tokens spans over 2^31 values")
     gpu = gpu or gpu_of(q.device)
-    c = config or config_for(B, H, Nq, N, D, q.dtype, gpu)
+    c = config or config_for(B, H, Nq, N, D, q.dtype, gpu, mask is not None, rope is not None)
     if why := misfit(c, H, Nq, N, D, dtype_name(q.dtype)):
         refuse("attention", f"{why}: {c}")
     grid = (cdiv(Nq, c.block_m) * B * H // c.heads,)
-    strides = [t.stride(i) for i in (0, 1, 2) for t in (q, k, v)]
-    args = (q, k, v, o, Nq, N, H, scale * _LOG2_E, *strides)
+    (qb, qn, qh), (kb, kn, kh), (vb, vn, vh) = (t.stride()[:3] for t in (q, k, v))
+    # what is None is a constant, and left out of the kernel
+    mb, mn = (None, None) if mask is None else mask.stride()
+    keep = None if mask is None else mask.view(torch.uint8)
+    prefix = None if rope is None else N - rope.shape[1]
+    rope = None if rope is None else rope.contiguous()
+    args = (q, k, v, o, keep, rope, Nq, N, H, scale * _LOG2_E, prefix)
+    args += (qb, kb, vb, mb, qn, kn, vn, mn, qh, kh, vh)
     options = dict(num_warps=c.num_warps, num_stages=c.num_stages, **COMPILE_OPTIONS)
     options |= dict(D=D, BLOCK_M=c.block_m, TAIL_M=c.tail_m, **dependent(gpu))
     if gpu.bulk_copies and q.element_size() == 2:
@@ -253,10 +202,12 @@ def launch(
     return o
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _fake(q: Tensor, k: Tensor, v: Tensor, scale: float, mask=None, rope=None) -> Tensor:
     return q.new_empty((*q.shape[:2], q.shape[2] * q.shape[3]))
 
 
 attention = operator(
-    "attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor", launch, _fake
+    "attention(Tensor q, Tensor k, Tensor v, float scale, Tensor? mask=None, Tensor? rope=None) -> Tensor",
+    launch,
+    _fake,
 )

@@ -8,6 +8,7 @@ import torch
 from ..workload import MODELS, Model
 from . import (
     attention,
+    attention_tiles,
     folding,
     layer_norm,
     linear,
@@ -134,7 +135,7 @@ def _attention(dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple[str, Callable]]:
     for D in (32, 64, 72, 80, 88, 96, 104, 128):
         for N in (50, 196, 197, 257, 577, 729, 1370):
             q, k, v = _t(2, N, 3, 16, D, dtype=dtype).unbind(2)
-            for c in attention.candidates(N, N, D, dtype.itemsize, gpu):
+            for c in attention_tiles.candidates(N, N, D, dtype.itemsize, gpu):
                 yield (
                     f"attention of {N} tokens",
                     lambda q=q, k=k, v=v, c=c: attention.launch(q, k, v, 1.0, gpu=gpu, config=c),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 import triton
 
-from vit_fast.kernels import attention, linear, linear_norm, linear_tiles, tables, tuning
+from vit_fast.kernels import attention_tiles, linear, linear_norm, linear_tiles, tables, tuning
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.tune import tune
 from vit_fast.tune_cases import LAUNCH, Case, cases_of
@@ -40,12 +40,12 @@ def stand_ins(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "launch_config", lambda *shape: RULE)
     for name in ("candidates", "split_candidates"):
         monkeypatch.setattr(linear_tiles, name, lambda *shape: CANDIDATES)
-    rule = attention.launch_config
+    rule = attention_tiles.launch_config
 
     def two(*shape):
         return replace(rule(*shape), num_warps=8), rule(*shape)
 
-    monkeypatch.setattr(attention, "candidates", two)
+    monkeypatch.setattr(attention_tiles, "candidates", two)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tuning.forget()
     yield launched

@@ -9,14 +9,13 @@ from tensors import DTYPES, f64, target, values
 
 pytest.importorskip("triton")
 from vit_fast.kernels import attention as module
+from vit_fast.kernels import attention_tiles
 from vit_fast.kernels.attention import (
     attention,
     attention_ref,
-    head_parts,
-    key_chunks,
     launch,
-    launch_config,
 )
+from vit_fast.kernels.attention_tiles import head_parts, key_chunks, launch_config
 from vit_fast.kernels.tuning import KNOWN
 from vit_fast.ops import torch_ops
 
@@ -100,7 +99,7 @@ def test_one_pass_and_flash_agree_with_the_definition(tokens, kind):
     args = qkv("packed", kind, 1, tokens, 2, 32, torch.float16)
     one_pass = launch_config(tokens, tokens, 32, 2, KNOWN["sm_90"])
     assert sum(one_pass.chunks) >= tokens
-    for config in (one_pass, replace(one_pass, chunks=module._FLASH)):
+    for config in (one_pass, replace(one_pass, chunks=attention_tiles.FLASH)):
         compare(lambda *a, c=config: launch(*a, config=c), *args)
 
 
@@ -182,7 +181,7 @@ def test_last_tiles_of_every_height(queries, keys, arch):
 def test_every_candidate(tokens, head_dim, arch):
     gpu = target(arch)
     args = qkv("packed", "normal", 1, tokens, 4, head_dim, torch.float16)
-    for config in module.candidates(tokens, tokens, head_dim, 2, gpu):
+    for config in attention_tiles.candidates(tokens, tokens, head_dim, 2, gpu):
         compare(lambda *a, c=config: launch(*a, gpu=gpu, config=c), *args)
 
 

@@ -10,7 +10,7 @@ import triton
 
 from models import SPEC, images, randomize
 from vit_fast import ViT, ops, tune_switches
-from vit_fast.kernels import attention, linear_tiles, tables, tuning
+from vit_fast.kernels import attention_tiles, linear_tiles, tables, tuning
 from vit_fast.kernels.tuning import KNOWN
 
 GPU = KNOWN["sm_90"]
@@ -111,4 +111,4 @@ def test_a_linear_config_that_no_kernel_takes(change):
 )  # fmt: skip
 def test_an_attention_config_that_no_kernel_takes(change):
     with pytest.raises(ValueError, match="expected"):
-        replace(attention.launch_config(197, 197, 64, 2, GPU), **change)
+        replace(attention_tiles.launch_config(197, 197, 64, 2, GPU), **change)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit_fast.kernels.rotation import rotate
+
 
 @dataclass(frozen=True)
 class Folding:
@@ -42,7 +44,12 @@ class Ops:
     layer_norm(x [..., N], weight [N], bias [N], eps) -> [..., N]
     linear(x [..., K], weight [N, K], bias=None, activation=None, scale=None, residual=None) -> [..., N],
         residual + scale * activation(x @ weight^T + bias) with the activations of spec.ACTIVATIONS, scale [N].
-    attention(q [B, Nq, H, Dh], k, v [B, N, H, Dh], scale) -> [B, Nq, H * Dh], softmax(scale * q @ k^T) @ v.
+    attention(q [B, Nq, H, Dh], k, v [B, N, H, Dh], scale, mask=None, rope=None) -> [B, Nq, H * Dh],
+        softmax(scale * q @ k^T) @ v.
+        mask: bool [B, N], any strides, or None: the keys that count. Each image has at least one, without which its
+        rows may be anything; what the others hold is finite, and of no effect.
+        rope: float32 [2, P, Dh / 2], cosines and sines, or None: the last P of the N tokens are patches, and their q
+        and k turn by it, lane i with lane i + Dh / 2, in fp32, rounded once. q is of the first Nq of the N tokens.
     linear_norm(x, weight, bias, scale, residual, norm_weight, norm_bias, eps) -> y and layer_norm(y), both [..., N],
         y as `linear` gives it without activation. None: `linear`, then `layer_norm`; an ablation of one of these two
         sets it to None.
@@ -119,9 +126,19 @@ def _linear(
     return y if residual is None else residual + y
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    rope: Tensor | None = None,
+) -> Tensor:
+    if rope is not None:
+        q, k = rotate(q, rope, k.shape[1]), rotate(k, rope, k.shape[1])
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, Dh]
-    o = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    mask = None if mask is None else mask[:, None, None]  # [B, 1, 1, N]
+    o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
     return o.transpose(1, 2).flatten(2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_fast.kernels import attention, linear, linear_norm, linear_tiles
+from vit_fast.kernels import attention, attention_tiles, linear, linear_norm, linear_tiles
 from vit_fast.kernels.tuning import Gpu, dtype_name
 from vit_fast.ops import not_for_kernels, torch_ops
 from vit_fast.spec import ViTSpec
@@ -95,7 +95,7 @@ class Case:
         s, itemsize = self.shape, self.dtype.itemsize
         if self.op == "attention":
             B, H = s["B"], s["H"]
-            c = attention.launch_config(s["Nq"], s["N"], s["D"], itemsize, gpu, B * H)
+            c = attention_tiles.launch_config(s["Nq"], s["N"], s["D"], itemsize, gpu, B * H)
             return c if H % c.heads == 0 else replace(c, heads=1)
         rule = linear_tiles.launch_config if self.op == "linear" else linear_norm.launch_config
         return rule(s["M"], s["N"], s["K"], itemsize, self._descriptors(gpu), gpu)
@@ -103,7 +103,7 @@ class Case:
     def candidates(self, gpu: Gpu) -> tuple[Any, ...]:
         s, itemsize = self.shape, self.dtype.itemsize
         if self.op == "attention":
-            found = attention.candidates(s["Nq"], s["N"], s["D"], itemsize, gpu)
+            found = attention_tiles.candidates(s["Nq"], s["N"], s["D"], itemsize, gpu)
             return tuple(c for c in found if s["H"] % c.heads == 0)
         descriptors = self._descriptors(gpu)
         if self.op == "linear":

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vit_fast.kernels import attention as attention_kernel
-from vit_fast.kernels import linear_tiles
+from vit_fast.kernels import attention_tiles, linear_tiles
 from vit_fast.kernels.tuning import Gpu
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -28,7 +27,7 @@ def of(op: str, shape: Mapping[str, Any], dtype: str, gpu: Gpu) -> tuple[Any, ..
             return linear_tiles.split_candidates(shape["K"], itemsize, descriptors)
         case "attention":
             size = shape["Nq"], shape["N"], shape["D"]
-            found = attention_kernel.candidates(*size, itemsize, gpu)
+            found = attention_tiles.candidates(*size, itemsize, gpu)
             # a program takes so many heads of one image
             return tuple(c for c in found if shape["H"] % c.heads == 0)
     return ()
