@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from models import NORM, SPEC, randomize
-from vit_fast import ViT, torch_ops
+from vit_fast import ViT, ViTSpec, torch_ops
 from vit_fast.pixels import Patches
 from vit_fast.recorder import Recording
 
@@ -133,10 +133,10 @@ def _memory(t: Tensor) -> int:
     return t.untyped_storage().data_ptr()
 
 
-def recorded_vit() -> ViT:
+def recorded_vit(spec: ViTSpec = SPEC) -> ViT:
     """A tiny one with random weights, on PyTorch's operations, replayed in software."""
     with torch.inference_mode(False):
-        vit = randomize(ViT(SPEC, NORM, ops=torch_ops())).eval()
+        vit = randomize(ViT(spec, NORM, ops=torch_ops())).eval()
     vit.recorder = SoftwareRecorder
     return vit
 
@@ -145,7 +145,7 @@ def recorder(vit: ViT) -> SoftwareRecorder:
     return vit._graphs._recorder
 
 
-def by_launches(vit: ViT, pixels: Tensor) -> Tensor:
+def by_launches(vit: ViT, pixels: Tensor | Patches) -> Tensor:
     return vit.encode(pixels, vit.ops)[0]
 
 
@@ -153,7 +153,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-5)
 
 
-def check(vit: ViT, pixels: Tensor, replayed: bool | None = None) -> None:
+def check(vit: ViT, pixels: Tensor | Patches, replayed: bool | None = None) -> None:
     """As by ordinary launches; and whether it came out of a graph."""
     before = 0 if vit._graphs is None else recorder(vit).replays
     assert close(vit(pixels), by_launches(vit, pixels))
