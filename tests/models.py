@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig
 
-from vit_fast import Normalization, Ops, ViTSpec, onednn, torch_ops
+from vit_fast import Normalization, Ops, ViT, ViTSpec, onednn, torch_ops
+from vit_fast.pixels import Patches
 
 NORM = Normalization(1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # where triton_ops() runs: the GPU, else Triton's interpreter
@@ -31,6 +33,26 @@ SPEC = ViTSpec(
     eps=1e-12,
     pooler_dim=64,
     num_labels=5,
+)
+
+# SigLIP 2's NaFlex: images of several sizes in one batch
+NAFLEX = ViTSpec(
+    family="siglip2",
+    image_size=(32, 32),
+    patch=8,
+    channels=3,
+    dim=64,
+    depth=2,
+    heads=2,
+    head_dim=32,
+    mlp_dim=96,
+    eps=1e-6,
+    activation="gelu_tanh",
+    patch_rows=True,
+    class_token=False,
+    position_prefix=0,
+    resize="bilinear antialias",
+    pool="attention",
 )
 
 TINY = dict(
@@ -89,6 +111,14 @@ def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
     if dtype == torch.uint8:
         return torch.randint(0, 256, shape, generator=draw, dtype=dtype)
     return torch.randn(shape, generator=draw).to(dtype)
+
+
+def patches(vit: ViT, grids: Sequence[tuple[int, int]], length: int, seed: int = 1) -> Patches:
+    """Images with patches on `grids`, (down, across), padded to `length`; a mask where there is padding."""
+    width = vit.spec.patch**2 * vit.spec.channels
+    pixels = images(len(grids), length, width, seed=seed).to(vit.device, vit.dtype)
+    counts = torch.tensor([[down * across] for down, across in grids], device=vit.device)
+    return vit.patches(pixels, grids, torch.arange(length, device=vit.device) < counts)
 
 
 def no_gradient() -> Ops:

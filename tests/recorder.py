@@ -2,8 +2,8 @@
 
 It records the operations that reach PyTorch's dispatcher, with the tensors themselves: aliases of their memory, as a
 CUDA graph has addresses. A write into that memory is seen by a replay, another tensor in a parameter's place is not.
-Before each replay everything that any recording of the pool has written is NaN: as memory that is shared may be, and so
-that nothing that a replay leaves out can pass for a result.
+Before each replay everything that any recording of the pool has written is NaN, and behind it what the others read: as
+memory that is shared may be, and so that nothing that a replay leaves out can pass for a result.
 """
 
 import threading
@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from models import NORM, SPEC, randomize
-from vit_fast import ViT, torch_ops
+from vit_fast import ViT, ViTSpec, torch_ops
+from vit_fast.pixels import Patches
 from vit_fast.recorder import Recording
 
 
@@ -25,6 +26,7 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.steps: list[tuple] = []
         self.made: list[Tensor] = []
+        self.inputs: tuple[Tensor, ...] = ()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -64,20 +66,21 @@ class SoftwareRecorder:
         self._turn = threading.Lock()
 
     @staticmethod
-    def takes(pixels: Tensor, ops) -> bool:
+    def takes(pixels: Tensor | Patches, ops) -> bool:
         graph_wanted = ops.differentiable and torch.is_grad_enabled()
-        return type(pixels) is Tensor and ops.pack is None and not graph_wanted
+        return type(pixels) in (Tensor, Patches) and ops.pack is None and not graph_wanted
 
     def settings(self):
         return self.baked
 
-    def record(self, shape, dtype, run) -> Recording:
+    def record(self, kinds, run) -> Recording:
         if self.fail:
             self.pool += self.bytes_a_graph
             raise self.fail.pop(0)
-        pixels = torch.full(shape, 0 if dtype == torch.uint8 else torch.nan, dtype=dtype)
+        inputs = tuple(_poison(torch.empty(shape, dtype=dtype)) for shape, dtype in kinds)
         with Tape() as tape:
-            outputs = run(pixels)
+            outputs = run(*inputs)
+        tape.inputs = inputs
         self.tapes.append(tape)
         self.records += 1
         self.pool += self.bytes_a_graph
@@ -88,9 +91,11 @@ class SoftwareRecorder:
                 for t in (t for other in self.tapes for t in other.made if t.is_floating_point()):
                     t.fill_(torch.nan)
                 tape.replay()
+                for t in (t for other in self.tapes if other is not tape for t in other.inputs):
+                    _poison(t)
             self.replays += 1
 
-        return Recording(pixels, outputs, replay)
+        return Recording(inputs, outputs, replay)
 
     def begin(self):
         assert self._turn.acquire(blocking=False), "a replay was begun within another"
@@ -119,14 +124,19 @@ class SoftwareRecorder:
         return found
 
 
+def _poison(t: Tensor) -> Tensor:
+    """NaN; False, which of a mask is as bad; 0 of bytes."""
+    return t.fill_(torch.nan if t.is_floating_point() else 0)
+
+
 def _memory(t: Tensor) -> int:
     return t.untyped_storage().data_ptr()
 
 
-def recorded_vit() -> ViT:
+def recorded_vit(spec: ViTSpec = SPEC) -> ViT:
     """A tiny one with random weights, on PyTorch's operations, replayed in software."""
     with torch.inference_mode(False):
-        vit = randomize(ViT(SPEC, NORM, ops=torch_ops())).eval()
+        vit = randomize(ViT(spec, NORM, ops=torch_ops())).eval()
     vit.recorder = SoftwareRecorder
     return vit
 
@@ -135,7 +145,7 @@ def recorder(vit: ViT) -> SoftwareRecorder:
     return vit._graphs._recorder
 
 
-def by_launches(vit: ViT, pixels: Tensor) -> Tensor:
+def by_launches(vit: ViT, pixels: Tensor | Patches) -> Tensor:
     return vit.encode(pixels, vit.ops)[0]
 
 
@@ -143,7 +153,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-5)
 
 
-def check(vit: ViT, pixels: Tensor, replayed: bool | None = None) -> None:
+def check(vit: ViT, pixels: Tensor | Patches, replayed: bool | None = None) -> None:
     """As by ordinary launches; and whether it came out of a graph."""
     before = 0 if vit._graphs is None else recorder(vit).replays
     assert close(vit(pixels), by_launches(vit, pixels))

@@ -146,7 +146,7 @@ def test_a_graph_holds_what_it_reads(vit):
         baked = vit._graphs._baked
         held = {s.data_ptr() for s in baked._storages}
         held |= {kept.result.untyped_storage().data_ptr() for kept in graph._reads}
-        held.add(graph.recording.input.untyped_storage().data_ptr())
+        held |= {t.untyped_storage().data_ptr() for t in graph.recording.inputs}
         read = recorder(vit).memory_read()
         assert len(read) > 20
         assert read <= held

@@ -146,11 +146,11 @@ def test_after_an_invalidated_capture():
         return (y,)
 
     with pytest.raises(RuntimeError):
-        recorder.record((8, 3, 1024, 1024), torch.float32, forbidden)
+        recorder.record([((8, 3, 1024, 1024), torch.float32)], forbidden)
     recorder.reset()
     assert torch.cuda.memory_reserved() <= before
-    recording = recorder.record((2, 3), torch.float32, lambda pixels: (pixels + 1,))
-    recording.input.fill_(1)
+    recording = recorder.record([((2, 3), torch.float32)], lambda pixels: (pixels + 1,))
+    recording.inputs[0].fill_(1)
     recording.replay()
     assert recording.outputs[0].eq(2).all() and recorder.nbytes() > 0
 

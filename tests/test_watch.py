@@ -78,13 +78,25 @@ def test_leaves_writes_alone():
     assert watch.unchanged()
 
 
-def test_the_root_counts_by_its_children_alone():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "2", nn.Identity()),
+        lambda m: setattr(m, "weight", nn.Parameter(torch.ones(3))),
+        lambda m: setattr(m, "angles", torch.ones(3)),
+        lambda m: setattr(m, "angles", None),
+    ],
+    ids=["child", "parameter", "buffer", "no buffer"],
+)
+def test_the_root_counts_by_its_children_and_tensors_alone(change):
     model = tree()
+    model.weight = nn.Parameter(torch.ones(3))
+    model.register_buffer("angles", torch.ones(3))
     watch = Watch(model[0].modules(), root=model)
     model.forward = lambda x: x
     model.register_forward_hook(lambda *a: None)
     assert watch.unchanged()
-    model[2] = nn.Identity()
+    change(model)
     assert not watch.unchanged()
 
 

@@ -146,8 +146,13 @@ class Embedding:
             if not fewest:
                 raise ValueError("mask: an image has no patch that counts")
             mask = None if counted == B * N else mask
-        tables = [self.patch_positions(tuple(grid)) for grid in grids]
-        return Patches(pixels, padded_positions(tables, N), mask)
+        grids = [tuple(grid) for grid in grids]
+        tables = {grid: self.patch_positions(grid) for grid in dict.fromkeys(grids)}
+        if len(tables) == 1:  # one row for all
+            positions = padded_positions([tables[grids[0]]], N).expand(B, -1, -1)
+        else:
+            positions = padded_positions([tables[grid] for grid in grids], N)
+        return Patches(pixels, positions, mask)
 
     def places(self, pixels: Tensor | Patches) -> Places:
         """What the attention of every block is told of the tokens of these pixels."""

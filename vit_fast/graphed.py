@@ -68,7 +68,6 @@ class Graphed(nn.Module):
             self._graphs = None
         if (
             not self.graphs
-            or type(pixels) is Patches
             or not self.recorder.takes(pixels, ops)
             or torch.jit.is_tracing()
             or global_hooks_are_set()
@@ -89,6 +88,9 @@ class Graphed(nn.Module):
 
         dtype: of the pixels to come, None for the model's. Where there are no graphs (on a CPU, above 64 images) the
         call compiles kernels and makes derived weights all the same. ValueError for what the model does not take.
+
+        Images of several sizes in one batch: call the model once with what patches() makes, for each batch and number
+        of patches to come, with a mask and without.
         """
         for shape in shapes:
             check_shape(shape)

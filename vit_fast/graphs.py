@@ -1,4 +1,5 @@
-"""GraphCache: an engine's forward passes as CUDA graphs, one for each batch bucket, image size, dtype and outputs.
+"""GraphCache: an engine's forward passes as CUDA graphs, one for each batch bucket, image size, dtype and outputs; and
+for each number of patches of images of several sizes, with a mask and without.
 
 The launches of a forward pass cost the host more than a small batch costs the GPU; a graph launches them all at once.
 It reads weights where they lay at capture (baked.py). What it reads is held as long as the graph is, so one that is out
@@ -14,15 +15,17 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vit_fast.baked import Baked, Graph
+from vit_fast.graph_inputs import Key, joined, kinds, put, split
 from vit_fast.ops import Ops
+from vit_fast.pixels import Patches
 from vit_fast.recorder import CudaRecorder
 from vit_fast.weights import WeightsChanged, reading
 
@@ -46,21 +49,6 @@ def bucket(batch: int) -> int:
         return batch if 0 < batch <= 8 else 0
     step = 1 << ((batch - 1).bit_length() - 3)
     return -(-batch // step) * step
-
-
-class Key(NamedTuple):
-    """What a graph is for. settings: what else the launches depend on, see CudaRecorder.settings."""
-
-    batch: int
-    height: int
-    width: int
-    dtype: torch.dtype
-    rows: int | None
-    keep: tuple[int | str, ...]
-    settings: Hashable
-
-    def __str__(self) -> str:
-        return f"batch {self.batch} of {self.height} x {self.width}, {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,7 @@ class GraphCache:
 
     def run(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Patches,
         ops: Ops,
         rows: int | None,
         keep: Collection[int | str],
@@ -125,15 +113,15 @@ class GraphCache:
                 "start workers with torch.multiprocessing.get_context('spawn')"
             )
         engine = self._engine()
-        size = bucket(len(pixels))
+        given = split(pixels)
+        size = bucket(len(given[0]))
         try:
             if not size:
                 return engine.encode(pixels.to(dtype), ops, rows, keep)
             if recorder is None or recorder.device != pixels.device:
                 recorder = self._start(pixels.device)
-            height, width = pixels.shape[-2:]
-            key = Key(size, height, width, dtype, rows, tuple(keep), recorder.settings())
-            return self._replay(engine, key, pixels, ops) or self._launch(engine, key, pixels, ops)
+            key = Key(size, kinds(given, dtype), rows, tuple(keep), recorder.settings())
+            return self._replay(engine, key, given, ops) or self._launch(engine, key, given, ops)
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise
@@ -162,20 +150,20 @@ class GraphCache:
             self._recorder = self._make(device)
             return self._recorder
 
-    def _replay(self, engine: "ViT", key: Key, pixels: Tensor, ops: Ops) -> Answer | None:
+    def _replay(
+        self, engine: "ViT", key: Key, given: tuple[Tensor, ...], ops: Ops
+    ) -> Answer | None:
         """None where there is no graph, or not one of the model as it is."""
         with self._lock:
             graph = self._graphs.get(key)
             # before the launch, because memory that was freed must not be read
             if graph is None or not self._baked.memory_is_same():
                 return None
-            recorder, recording, batch = self._recorder, graph.recording, len(pixels)
+            recorder, recording, batch = self._recorder, graph.recording, len(given[0])
             whole = batch == key.batch
             turn = recorder.begin()
             try:
-                # the rows beyond are those of an earlier call: no row of the result depends on another's pixels
-                static = recording.input if whole else recording.input[:batch]
-                static.copy_(pixels)
+                put(given, recording.inputs)
                 recording.replay()
                 if not (graph.fresh() and self._baked.is_same(engine, ops)):
                     return None
@@ -186,16 +174,16 @@ class GraphCache:
             self._replays += 1
         return outputs[0], dict(zip(key.keep, outputs[1:]))
 
-    def _launch(self, engine: "ViT", key: Key, pixels: Tensor, ops: Ops) -> Answer:
+    def _launch(self, engine: "ViT", key: Key, given: tuple[Tensor, ...], ops: Ops) -> Answer:
         """By ordinary launches; and captured behind them, if that is due."""
         if not self._is_due(engine, key, ops):
-            return engine.encode(pixels.to(key.dtype), ops, key.rows, key.keep)
-        batch = len(pixels)
-        # a tensor like the graph's own, also in its strides: so that what it launches is compiled
-        x = torch.zeros(key.batch, *pixels.shape[1:], dtype=key.dtype, device=pixels.device)
-        x[:batch].copy_(pixels)
+            return engine.encode(joined(given).to(key.dtype), ops, key.rows, key.keep)
+        batch, device = len(given[0]), given[0].device
+        # tensors like the graph's own, also in their strides: so that what it launches is compiled
+        static = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in key.static()]
+        put(given, static)
         with reading() as reads:
-            tokens, kept = engine.encode(x, ops, key.rows, key.keep)
+            tokens, kept = engine.encode(joined(static), ops, key.rows, key.keep)
         if batch < key.batch:
             tokens = tokens[:batch].clone()
             kept = {i: y[:batch].clone() for i, y in kept.items()}
@@ -207,7 +195,7 @@ class GraphCache:
                     graph.take(reads)
                 elif key not in self._refused:
                     self._graphs.pop(key, None)
-                    refused = self._capture(engine, key, x.shape, ops)
+                    refused = self._capture(engine, key, ops)
         if refused:
             warnings.warn(f"vit_fast launches {key}, without a CUDA graph: {refused}", stacklevel=5)
         return tokens, kept
@@ -226,11 +214,11 @@ class GraphCache:
             self._left -= 1
             return self._left < 0
 
-    def _capture(self, engine: "ViT", key: Key, shape: torch.Size, ops: Ops) -> str:
+    def _capture(self, engine: "ViT", key: Key, ops: Ops) -> str:
         """Keeps a graph for `key`, within the bounds; or why there will be none."""
 
-        def run(pixels: Tensor) -> tuple[Tensor, ...]:
-            tokens, kept = engine.encode(pixels, ops, key.rows, key.keep)
+        def run(*static: Tensor) -> tuple[Tensor, ...]:
+            tokens, kept = engine.encode(joined(static), ops, key.rows, key.keep)
             return tokens, *(kept[i] for i in key.keep)
 
         recorder, refused = self._recorder, ""
@@ -239,7 +227,7 @@ class GraphCache:
             try:
                 # in tensors that may be written in any mode
                 with torch.inference_mode(False), torch.no_grad(), reading(capturing=True) as reads:
-                    recording = recorder.record(shape, key.dtype, run)
+                    recording = recorder.record(key.static(), run)
             except WeightsChanged:
                 return ""  # the next call tries again
             except torch.OutOfMemoryError:

@@ -18,7 +18,7 @@ class Patches(NamedTuple):
 
     pixels: Tensor
     positions: Tensor
-    mask: Tensor | None
+    mask: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -29,8 +29,13 @@ class Patches(NamedTuple):
         return self.pixels.dtype
 
     @property
+    def is_cuda(self) -> bool:
+        """Whether all of it is on one GPU."""
+        return self.pixels.is_cuda and {t.device for t in self if t is not None} == {self.device}
+
+    @property
     def requires_grad(self) -> bool:
-        return self.pixels.requires_grad
+        return self.pixels.requires_grad or self.positions.requires_grad
 
     def to(self, dtype: torch.dtype) -> "Patches":
         return self._replace(pixels=self.pixels.to(dtype))

@@ -65,9 +65,9 @@ def _nearest(side: int, grid: tuple[int, int], device: torch.device, dtype: torc
 def padded_positions(tables: Sequence[Tensor], length: int) -> Tensor:
     """Tables [h * w, D], one for each image -> [B, length, D]; the rows behind a table are its first one."""
     whole = tables[0].new_empty(len(tables), length, tables[0].shape[1])
-    for row, table in zip(whole, tables):
-        row[: len(table)] = table
-        row[len(table) :] = table[0]
+    for i, table in enumerate(tables):  # not over `whole`: no gradient goes through such rows
+        whole[i, : len(table)] = table
+        whole[i, len(table) :] = table[0]
     return whole
 
 

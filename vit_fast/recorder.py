@@ -1,6 +1,6 @@
 """CudaRecorder: a forward pass as a CUDA graph, recorded once and launched as a whole.
 
-A recording has its input and its outputs at addresses of its own, in a pool of memory that all recordings of one
+A recording has its inputs and its outputs at addresses of its own, in a pool of memory that all recordings of one
 recorder share: what one writes on the way to its outputs, another overwrites. So one runs after the other on the GPU,
 whatever streams and threads they are asked for on: each waits for the event that the last one left behind.
 
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vit_fast.graph_inputs import Kind
 from vit_fast.ops import Ops, triton_ops
+from vit_fast.pixels import Patches
 
 # PyTorch has one capture in a process at a time
 _capture = threading.Lock()
@@ -25,9 +27,9 @@ _capture = threading.Lock()
 
 @dataclass(frozen=True)
 class Recording:
-    """input [B, C, H, W]: what the caller writes; outputs: what replay() then launches the work for."""
+    """inputs: what the caller writes; outputs: what replay() then launches the work for."""
 
-    input: Tensor
+    inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
 
@@ -46,7 +48,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     @staticmethod
-    def takes(pixels: Tensor, ops: Ops) -> bool:
+    def takes(pixels: Tensor | Patches, ops: Ops) -> bool:
         """Whether this call may be replayed: the kernels alone, on CUDA, outside a capture of the user's.
 
         Another table, made with replace(), may do what a graph does not: count calls, or read from the host.
@@ -68,13 +70,12 @@ class CudaRecorder:
 
     def record(
         self,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        run: Callable[[Tensor], tuple[Tensor, ...]],
+        kinds: Sequence[Kind],
+        run: Callable[..., tuple[Tensor, ...]],
     ) -> Recording:
-        """What `run` launches for an input of `shape` and `dtype`; nothing runs on the GPU yet.
+        """What `run` launches for inputs of these shapes and dtypes; nothing runs on the GPU yet.
 
-        run: has run before for that shape, so that its kernels are compiled. torch.OutOfMemoryError where the pool
+        run: has run before for those, so that its kernels are compiled. torch.OutOfMemoryError where the pool
         cannot grow, another RuntimeError where something cannot be captured: nothing is kept then but the pool.
         """
         graph = torch.cuda.CUDAGraph()
@@ -83,8 +84,10 @@ class CudaRecorder:
                 # other threads may go on allocating and launching meanwhile
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                pixels = torch.empty(shape, dtype=dtype, device=self.device)
-                outputs = run(pixels)
+                inputs = tuple(
+                    torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in kinds
+                )
+                outputs = run(*inputs)
             except BaseException:
                 # says once more that the capture failed, if it was invalidated; the first error says why
                 with contextlib.suppress(RuntimeError), self._cleaning_up():
@@ -92,11 +95,11 @@ class CudaRecorder:
                 raise
             with self._cleaning_up():
                 graph.capture_end()
-        if not self._holds(pixels):
+        if not self._holds(inputs[0]):
             raise RuntimeError(
                 "its memory comes from another pool, as under torch.cuda.use_mem_pool"
             )
-        return Recording(pixels, outputs, graph.replay)
+        return Recording(inputs, outputs, graph.replay)
 
     @contextlib.contextmanager
     def _cleaning_up(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ def _count_puts(module: nn.Module, name: str, child: nn.Module | None) -> None:
 class Watch:
     """`modules` as they are now. `attributes`: names of plain attributes that count, by module class.
 
-    root: a module whose own children and parameters count, and nothing else of it. No reference to it is kept.
+    root: a module whose own children, parameters and buffers count, and nothing else of it. No reference to it is kept.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Watch:
         owned = [m._modules for m in modules] + [m._parameters for m in modules]
         owned += [m._buffers for m in modules if m._buffers]
         if root is not None:
-            owned += root._modules, root._parameters
+            owned += root._modules, root._parameters, root._buffers
         self._empty = [d for d in owned if not d]
         self._owned = [d for d in owned if d]
         self._members = get_referents(*self._owned)
