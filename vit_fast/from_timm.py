@@ -80,6 +80,11 @@ def _embedding(model: nn.Module) -> tuple[dict[str, Any], Sources]:
     prefix = sum(t.shape[1] for t in (model.cls_token, model.reg_token) if t is not None)
     if model.num_prefix_tokens != prefix:
         raise ValueError(f"num_prefix_tokens is {model.num_prefix_tokens}, of {prefix} tokens")
+    if prefix and model.pos_embed is None:
+        # releases differ: timm 1.0.15 leaves the prefix tokens out
+        raise ValueError(
+            f"a model with no position table and {prefix} prefix tokens is not supported"
+        )
     placed = model.pos_embed is not None and not model.no_embed_class
     fields = dict(
         image_size=tuple(size),
