@@ -5,7 +5,7 @@ dropout: train() changes nothing. A drop-in runs one that reads live parameters 
 """
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from vit_fast.embedding import Embedding, PatchEmbed
 from vit_fast.graphed import Graphed
-from vit_fast.layers import Block, LayerNorm, Linear, first
+from vit_fast.layers import Block, LayerNorm, first
 from vit_fast.ops import Ops, choose_ops, torch_ops
 from vit_fast.pixels import Patches, check_pixels
 from vit_fast.pooling import AttentionPool, Pooling
 from vit_fast.positions import rope_frequencies
 from vit_fast.runtime import autocast_is_on, mode_forbids
+from vit_fast.sourced import Sourced
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived, Normalization
 
@@ -45,7 +46,7 @@ class Features:
     logits: Tensor | None = None
 
 
-class ViT(Embedding, Pooling, Graphed):
+class ViT(Embedding, Pooling, Graphed, Sourced):
     """pixels [B, C, H, W] -> tokens [B, N, D], the encoder's last_hidden_state.
 
     Any strides, any H and W that the patch divides: positions are interpolated as transformers does. Images of several
@@ -115,62 +116,19 @@ class ViT(Embedding, Pooling, Graphed):
         """
         from vit_fast.families import bind
 
-        spec, sources = bind(model)
-        # a caller in inference mode gets parameters that know their version all the same
-        with torch.inference_mode(False), torch.no_grad():
-            with torch.device("meta"):
-                vit = cls(spec, normalization)
-            copies = {name: torch.cat(parts).contiguous() for name, parts in sources.items()}
-            vit.rope_freqs = copies.pop("rope_freqs", None)
-            axes = {name: p.dim() for name, p in vit.named_parameters()}
-            copies = {name: _with_axes(t, axes.get(name, 0)) for name, t in copies.items()}
-            vit.load_state_dict(copies, assign=True)
-        frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
-        return vit.eval().requires_grad_(not frozen)
+        return cls.copying(*bind(model), normalization)
 
     @classmethod
-    def reading(cls, spec: ViTSpec, sources: Mapping[str, Sequence[Tensor]]) -> "ViT":
-        """A ViT whose parameters are live tensors of another module: timm's name -> those that make it up."""
-        with torch.device("meta"):
-            vit = cls(replace(spec, pooler_dim=None, num_labels=0))
-        vit._layout = {name: tuple(p.shape) for name, p in vit.named_parameters()}
-        if vit.rope_freqs is not None:
-            vit._layout["rope_freqs"] = tuple(vit.rope_freqs.shape)
-        vit.read(sources)
-        return vit.eval()
+    def from_timm(cls, model: nn.Module, normalization: Normalization | None = None) -> "ViT":
+        """A VisionTransformer of timm -> ViT in eval mode, weights copied.
 
-    def read(self, sources: Mapping[str, Sequence[Tensor]]) -> None:
-        """Takes live tensors in place of its parameters: timm's name -> those that make it up, on axis 0.
-
-        ValueError where they are not those of the spec, name for name and shape for shape; a row [D] or a table [n, D]
-        may stand for [1, n, D].
+        vit(pixels) is its forward_features, features(pooled) forward_head(..., pre_logits=True) behind it, and
+        features(logits) its forward. `normalization` None: mean and std of its pretrained_cfg. Other image sizes are
+        taken as by dynamic_img_size, whether it is set or not. ValueError for one that is not supported: from_timm.py.
         """
-        for name in self._layout.keys() | sources.keys():
-            parts = sources.get(name, ())
-            found = {tuple(t.shape[1:]) for t in parts}
-            shape = (sum(len(t) for t in parts), *found.pop()) if len(found) == 1 else None
-            expected = self._layout.get(name)
-            if shape != expected:
-                # as it is, not as a view: an optimizer's steps are counted by the parameter itself
-                if shape and expected and (1, 1, *shape)[-len(expected) :] == expected:
-                    continue
-                raise ValueError(
-                    f"{name} is {[tuple(t.shape) for t in parts]} in the model, expected {expected}"
-                )
-        before = self.tensors()
-        for name, parts in sources.items():
-            path, _, leaf = name.rpartition(".")
-            module = self.get_submodule(path)
-            if isinstance(module, Linear):
-                module.read(leaf, parts)
-            elif leaf in module._buffers:
-                module._buffers[leaf] = parts[0]
-            else:
-                # not by setattr: a tensor may stand in for a parameter, as under torch.func.functional_call
-                module._parameters[leaf] = parts[0]
-        now = self.tensors()
-        if self._read is None or [id(t) for t in now] != [id(t) for t in before]:
-            self._read = object()
+        from vit_fast.from_timm import bind, normalization_of
+
+        return cls.copying(*bind(model), normalization or normalization_of(model))
 
     def derived_nbytes(self) -> int:
         """Bytes held beside the parameters: what was packed, folded, summed or resized."""
@@ -312,8 +270,3 @@ class ViT(Embedding, Pooling, Graphed):
         if torch.compiler.is_compiling():
             return any(p.requires_grad for p in self.parameters())
         return self._watched().wants_gradient()
-
-
-def _with_axes(t: Tensor, count: int) -> Tensor:
-    """`t` with leading axes of one, so that there are at least `count`."""
-    return t[(None,) * (count - t.dim())]
