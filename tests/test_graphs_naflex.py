@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import NAFLEX, images, no_gradient, patches
+from models import NAFLEX, images, patches
 from recorder import SoftwareRecorder, by_launches, check, close, recorded_vit, recorder
 from vit_fast import ViT, torch_ops
 from vit_fast.graphs import Graphs
@@ -135,6 +135,7 @@ def test_padding_is_finite_and_reaches_no_valid_row(vit):
         assert y[valid].isfinite().all()
         if seed not in (0, 4):  # replayed
             last = list(vit._graphs._graphs.values())[-1].recording
+            assert last.inputs[2:] == () or last.inputs[2].any(1).all()
             for value in last.outputs:
                 assert value[valid].isfinite().all()
                 assert poisoned or value.isfinite().all()
@@ -278,57 +279,3 @@ def test_pixels_of_another_dtype(vit):
             y, _ = vit.run(given, vit.ops, dtype=torch.float32)
             assert close(y, by_launches(vit, given.to(torch.float32)))
     assert (recorder(vit).records, recorder(vit).replays) == (1, 8)
-
-
-def test_one_grid_has_one_row_of_positions(vit):
-    """Not one for each image; nor is it the model's own table, which a caller could write to."""
-    for grid, length in ((NATIVE, 16), (SMALL, 16), (SMALL, 6)):
-        with torch.inference_mode(False), torch.no_grad():
-            found = patches(vit, [grid] * 3, length).positions
-            tables = [patches(vit, [grid, ONE], length).positions[0]] * 3
-        assert found.shape == (3, length, NAFLEX.dim) and found.stride(0) == 0
-        assert torch.equal(found, torch.stack(tables))
-        kept = [vit.pos_embed, *(kept.result for kept in vit._derived._kept.values())]
-        memory = found.untyped_storage().data_ptr()
-        assert memory not in [t.untyped_storage().data_ptr() for t in kept]
-
-
-def test_a_gradient_to_the_positions_is_not_lost(vit):
-    """They have one though the model has been frozen since: through PyTorch, not through a graph."""
-    vit.ops = no_gradient()
-    with torch.inference_mode(False):
-        with torch.enable_grad():
-            given = patches(vit, [NATIVE, SMALL], 16)
-        vit.requires_grad_(False)
-        plain = patches(vit, [NATIVE, SMALL], 16)
-        with torch.enable_grad(), pytest.warns(UserWarning, match="a gradient is wanted"):
-            assert vit(given).requires_grad and not vit(plain).requires_grad
-
-
-def test_the_gradient_of_the_positions(vit):
-    """Of a batch it is the sum of its images'; with one grid or two."""
-    with torch.inference_mode(False), torch.enable_grad():
-        for grids in ([NATIVE, SMALL, NATIVE], [SMALL] * 3):
-            given = patches(vit, grids, 16)
-            weight = images(*given.positions.shape)
-            whole, *each = (
-                torch.autograd.grad((positions * w).sum(), vit.pos_embed)[0]
-                for positions, w in [
-                    (given.positions, weight),
-                    *((patches(vit, [g], 16).positions, w) for g, w in zip(grids, weight)),
-                ]
-            )
-            torch.testing.assert_close(whole, sum(each))
-
-
-def test_parts_on_another_device_are_no_graphs(vit):
-    """Copied into a graph's inputs they would pass, where the launches refuse them."""
-    given = patches(vit, [NATIVE, SMALL], 16)
-
-    class OnGPU:
-        device, is_cuda = torch.device("cuda", 0), True
-
-    gpu = OnGPU()
-    assert Patches(gpu, gpu, gpu).is_cuda and Patches(gpu, gpu).is_cuda
-    assert not Patches(gpu, gpu, given.mask).is_cuda and not Patches(gpu, given.positions).is_cuda
-    assert not given.is_cuda
