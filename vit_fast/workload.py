@@ -21,6 +21,7 @@ class Model:
     activation: str = "gelu"
     prefix: int = 1  # class token and registers
     gated: bool = False  # the hidden layer is activation(gate) * up, of two products
+    hf: str = "ViTModel"  # the class of transformers
 
     @property
     def patches(self) -> int:
@@ -44,20 +45,21 @@ class Model:
 MODELS = {
     "vit-b-16": Model("ViT-B/16-224", 224, 16, 768, 12, 12, 3072),
     "vit-l-16": Model("ViT-L/16-224", 224, 16, 1024, 24, 16, 4096),
-    "so400m-14-384": Model("so400m/14-384", 378, 14, 1152, 27, 16, 4304, "gelu_tanh", prefix=0),
+    "so400m-14-384": Model("so400m/14-384", 378, 14, 1152, 27, 16, 4304, "gelu_tanh", prefix=0, hf="SiglipVisionModel"),
     "vit-s-8": Model("ViT-S/8-224", 224, 8, 384, 12, 6, 1536),
-    "clip-b-32": Model("CLIP-B/32-224", 224, 32, 768, 12, 12, 3072, "quick_gelu"),
-    "siglip-b-16": Model("SigLIP-B/16-224", 224, 16, 768, 12, 12, 3072, "gelu_tanh", prefix=0),
-    "clip-l-14": Model("CLIP-L/14-224", 224, 14, 1024, 24, 16, 4096, "quick_gelu"),
-    "clip-l-14-336": Model("CLIP-L/14-336", 336, 14, 1024, 24, 16, 4096, "quick_gelu"),
-    "dinov2-b-14-518": Model("DINOv2-B/14-518", 518, 14, 768, 12, 12, 3072),
+    "clip-b-32": Model("CLIP-B/32-224", 224, 32, 768, 12, 12, 3072, "quick_gelu", hf="CLIPVisionModel"),
+    "siglip-b-16": Model("SigLIP-B/16-224", 224, 16, 768, 12, 12, 3072, "gelu_tanh", prefix=0, hf="SiglipVisionModel"),
+    "clip-l-14": Model("CLIP-L/14-224", 224, 14, 1024, 24, 16, 4096, "quick_gelu", hf="CLIPVisionModel"),
+    "clip-l-14-336": Model("CLIP-L/14-336", 336, 14, 1024, 24, 16, 4096, "quick_gelu", hf="CLIPVisionModel"),
+    "dinov2-b-14-518": Model("DINOv2-B/14-518", 518, 14, 768, 12, 12, 3072, hf="Dinov2Model"),
+    "dinov2-l-14-518": Model("DINOv2-L/14-518", 518, 14, 1024, 24, 16, 4096, hf="Dinov2Model"),
     "vit-h-14": Model("ViT-H/14-224", 224, 14, 1280, 32, 16, 5120),
     "vit-g-14": Model("ViT-g/14-224", 224, 14, 1408, 40, 16, 6144),
-    "siglip2-giant-16-384": Model("giant/16-384", 384, 16, 1536, 40, 16, 6144, "gelu_tanh", prefix=0),
-    "clip-bigg-14": Model("bigG/14-224", 224, 14, 1664, 48, 16, 8192),
-    "dinov2-g-14": Model("DINOv2-g/14-224", 224, 14, 1536, 40, 24, 4096, "silu", gated=True),
-    "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5),
-    "dinov3-7b-16-512": Model("7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu", 5, gated=True),
+    "siglip2-giant-16-384": Model("giant/16-384", 384, 16, 1536, 40, 16, 6144, "gelu_tanh", prefix=0, hf="SiglipVisionModel"),
+    "clip-bigg-14": Model("bigG/14-224", 224, 14, 1664, 48, 16, 8192, hf="CLIPVisionModel"),
+    "dinov2-g-14": Model("DINOv2-g/14-224", 224, 14, 1536, 40, 24, 4096, "silu", gated=True, hf="Dinov2Model"),
+    "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5, hf="DINOv3ViTModel"),
+    "dinov3-7b-16-512": Model("7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu", 5, gated=True, hf="DINOv3ViTModel"),
 }  # fmt: skip
 
 
