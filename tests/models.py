@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ViTConfig
+from transformers import PreTrainedModel
 
 from vit_fast import Normalization, Ops, ViT, ViTSpec, onednn, torch_ops
 from vit_fast.pixels import Patches
@@ -94,7 +94,7 @@ def hf_model(
         if "add_pooling_layer" in config
         else {}
     )
-    made = ViTConfig(**{**TINY, **config}, attn_implementation="eager")
+    made = cls.config_class(**{**TINY, **config}, attn_implementation="eager")
     return randomize(cls(made, **options), seed).to(dtype).eval()
 
 

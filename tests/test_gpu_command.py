@@ -26,7 +26,10 @@ def test_dry_run(tmp_path):
     broken = {key: row for key, row in data["cells"].items() if row.get("ours") and row["status"] != "ok"}  # fmt: skip
     assert done.returncode == 0 and not broken, (broken, done.stdout[-3000:], done.stderr[-3000:])
     sections = {key.split("/")[0] for key in data["cells"]}
-    untimed, timed = {"correctness", "models", "checks"}, {"ceilings", "kernels", "candidates"}
+    untimed, timed = (
+        {"correctness", "models", "families", "checks"},
+        {"ceilings", "kernels", "candidates"},
+    )
     assert sections == untimed | timed | {"end_to_end"}
     assert not data["skipped"]
     assert data["machine"]["dry_run"] and data["machine"]["source"] == source()

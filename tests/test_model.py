@@ -206,6 +206,18 @@ def test_state_dict_round_trip(vit):
     assert torch.equal(run(other, pixels), run(vit, pixels))
 
 
+def test_copies_that_do_not_fit(vit):
+    sources = {name: (p,) for name, p in vit.state_dict().items()}
+    assert run(ViT.copying(vit.spec, sources, None), images(2, 3, 32, 32)).shape == (2, 17, 64)
+    for name, parts in (
+        ("norm.bias", ()),
+        ("norm.bias", (torch.ones(3),)),
+        ("more", sources["norm.bias"]),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is .* in the model, expected"):
+            ViT.copying(vit.spec, sources | {name: parts}, None)
+
+
 def test_moved_to_another_dtype(vit):
     pixels = images(2, 3, 40, 48, dtype=torch.uint8)
     expected = run(vit, pixels)

@@ -124,7 +124,8 @@ class ViT(Embedding, Pooling, Graphed, Sourced):
 
         vit(pixels) is its forward_features, features(pooled) forward_head(..., pre_logits=True) behind it, and
         features(logits) its forward. `normalization` None: mean and std of its pretrained_cfg. Other image sizes are
-        taken as by dynamic_img_size, whether it is set or not. ValueError for one that is not supported: from_timm.py.
+        taken as by dynamic_img_size, whether it is set or not, where the model's own is square. ValueError for one
+        that is not supported: from_timm.py.
         """
         from vit_fast.from_timm import bind, normalization_of
 

@@ -55,7 +55,9 @@ MODELS = {
     "dinov2-l-14-518": Model("DINOv2-L/14-518", 518, 14, 1024, 24, 16, 4096, hf="Dinov2Model"),
     "vit-h-14": Model("ViT-H/14-224", 224, 14, 1280, 32, 16, 5120),
     "vit-g-14": Model("ViT-g/14-224", 224, 14, 1408, 40, 16, 6144),
-    "siglip2-giant-16-384": Model("giant/16-384", 384, 16, 1536, 40, 16, 6144, "gelu_tanh", prefix=0, hf="SiglipVisionModel"),
+    "siglip2-giant-16-384": Model(
+        "giant/16-384", 384, 16, 1536, 40, 16, 6144, "gelu_tanh", prefix=0, hf="SiglipVisionModel"
+    ),
     "clip-bigg-14": Model("bigG/14-224", 224, 14, 1664, 48, 16, 8192, hf="CLIPVisionModel"),
     "dinov2-g-14": Model("DINOv2-g/14-224", 224, 14, 1536, 40, 24, 4096, "silu", gated=True, hf="Dinov2Model"),
     "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5, hf="DINOv3ViTModel"),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
@@ -34,10 +35,11 @@ def stock(
     setting: Setting,
     model: Model,
     dtype: str,
-    cls: type[PreTrainedModel] = ViTModel,
+    cls: type[PreTrainedModel] | None = None,
     **changes: Any,
 ) -> PreTrainedModel:
-    """transformers' ViT of these sizes, every parameter random, eager attention."""
+    """transformers' model of these sizes, of its own class or of `cls`, every parameter random, eager attention."""
+    cls = cls or getattr(transformers, model.hf)
     sizes = dict(
         hidden_size=model.dim,
         num_hidden_layers=model.depth,
@@ -49,6 +51,8 @@ def stock(
     )
     if cls is ViTModel:
         sizes["add_pooling_layer"] = False
+    if model.hf.startswith("Dinov2"):
+        sizes |= dict(mlp_ratio=model.mlp / model.dim, layerscale_value=1.0)
     return hf_model(cls, DTYPES[dtype], **{**sizes, **changes}).to(setting.device)
 
 
@@ -124,7 +128,7 @@ def outputs(
     asked: "tokens"; "hidden states", all of them; "logits", where the last block computes the class token alone;
     "bytes", tokens of uint8 images.
     """
-    cls = ViTForImageClassification if asked == "logits" else ViTModel
+    cls = ViTForImageClassification if asked == "logits" else None
     hf = stock(setting, setting.main, dtype, cls, num_hidden_layers=depth, num_labels=7)
     kind = torch.uint8 if asked == "bytes" else DTYPES[dtype]
     size = setting.main.image

@@ -9,7 +9,15 @@ import transformers
 import triton
 
 import vit_fast
-from benchmarks.gpu import candidates, ceilings, correctness, end_to_end, kernels, models
+from benchmarks.gpu import (
+    candidates,
+    ceilings,
+    correctness,
+    end_to_end,
+    families,
+    kernels,
+    models,
+)
 from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.results import smi, source
 from benchmarks.gpu.setting import Setting
@@ -45,6 +53,7 @@ def cells(setting: Setting, gpu: Gpu) -> list[Cell]:
     found = [
         *correctness.cells(setting, gpu),
         *models.cells(setting),
+        *families.cells(setting),
         *ceilings.cells(setting),
         *kernels.cells(setting),
         *candidates.cells(setting, gpu),

@@ -49,7 +49,7 @@ class Setting:
     dtypes: tuple[str, ...]
     models: dict[str, Model]
     groups: tuple[Group, ...]
-    end_to_end: tuple[str, ...]  # those that are transformers' ViT
+    end_to_end: tuple[str, ...]  # those that are timed as whole models
     widths: tuple[int, ...]
     tokens: tuple[int, ...]
     head_dims: tuple[int, ...]
@@ -102,12 +102,13 @@ FULL = Setting(
         Group(3, "vit-l-16", (256, 8, 32)),
         Group(4, "so400m-14-384", (64, 1)),
         Group(4, "clip-l-14-336", (64, 1)),
-        Group(4, "dinov2-b-14-518", (64, 1)),
+        Group(4, "dinov2-l-14-518", (64, 1)),
+        Group(5, "dinov2-b-14-518", (64, 1)),
         Group(5, "clip-l-14", (64, 1)),
         Group(5, "siglip-b-16", (64, 1)),
         Group(5, "clip-b-32", (256, 1)),
     ),
-    end_to_end=("vit-b-16", "vit-l-16"),
+    end_to_end=("vit-b-16", "vit-l-16", "so400m-14-384", "clip-l-14-336", "dinov2-l-14-518"),
     widths=(768, 1024, 1152, 384, 1280, 1408, 1536, 1664, 4096, 100),
     tokens=(197, 1, 50, 196, 257, 577, 729, 1370),
     head_dims=(64, 72, 80, 32, 88, 96, 104, 128),
