@@ -43,9 +43,9 @@ def test_no_spills_within_memory_on_the_matrix_unit(arch, only, most):
 @pytest.mark.parametrize(
     "arch, only, kernels",
     [
-        ("sm_80", ", mask", ["flash_kernel"] * 3),
+        ("sm_80", ", rope", ["flash_kernel", "flash_kernel"]),
         ("sm_90", ", rope", ["one_pass_kernel", "flash_kernel"]),
-        ("sm_90", "NaFlex 256 attention, mask", ["one_pass_kernel", "flash_kernel"]),
+        ("sm_90", "-B NaFlex 256 attention, mask", ["one_pass_kernel"]),
     ],
 )
 def test_attention_with_rope_and_with_masks(arch, only, kernels):
