@@ -49,7 +49,7 @@ def test_every_mask(tokens, head_dim, kind, arch):
 @pytest.mark.parametrize("tokens", [17, 70, 130, 208])
 def test_one_pass_and_flash(tokens, kind):
     """Three chunks, whole and with a tail; flash with blocks and tails in which no key is left."""
-    args, mask = packed(2, tokens, 2, 32, torch.float16), mask_of(kind, 2, tokens)
+    args, mask = packed(2, tokens, 1, 32, torch.float16), mask_of(kind, 2, tokens)
     one_pass = launch_config(tokens, tokens, 32, 2, KNOWN["sm_90"], masked=True)
     assert sum(one_pass.chunks) >= tokens
     for config in (one_pass, replace(one_pass, chunks=FLASH, block_n=16)):
@@ -71,13 +71,13 @@ def test_strides_of_a_mask(tokens, layout):
             mask = mask[1:2].expand(3, -1)
         case "one key for all":
             mask = torch.ones(3, 1, dtype=torch.bool).expand(-1, tokens)
-    compare(*packed(3, tokens, 1, 64, torch.float16), mask)
+    compare(*packed(3, tokens, 1, 64, torch.float16, 20), mask)
 
 
 @pytest.mark.parametrize("tokens", [50, 300])
 def test_what_masked_keys_hold_is_of_no_effect(tokens):
     """The largest numbers, in the tail too: bit for bit the same. In k even what is not finite."""
-    q, k, v = (t.clone() for t in packed(2, tokens, 2, 64, torch.float16))
+    q, k, v = (t.clone() for t in packed(2, tokens, 1, 64, torch.float16, 20))
     mask = mask_of("padded", 2, tokens) & (torch.arange(tokens) != 1)
     mask[:, 0] = True
     expected, in_torch = launch(q, k, v, 0.125, mask), TORCH(q, k, v, 0.125, mask)
@@ -91,7 +91,7 @@ def test_what_masked_keys_hold_is_of_no_effect(tokens):
 
 @pytest.mark.parametrize("tokens", [50, 300])
 def test_an_image_without_a_key_leaves_the_others_alone(tokens):
-    q, k, v = packed(3, tokens, 1, 64, torch.float16)
+    q, k, v = packed(3, tokens, 1, 64, torch.float16, 20)
     mask = mask_of("scattered", 3, tokens)
     expected = launch(q, k, v, 0.125, mask)
     mask = mask.clone()
@@ -109,7 +109,7 @@ def test_a_mask_of_ones_is_none(tokens):
 
 def test_scores_of_minus_3e38():
     """The least that fp32 holds, in every score there is: flash's running maximum starts there."""
-    q, k, v = (t.clone() for t in packed(1, 300, 1, 64, torch.float32))
+    q, k, v = (t.clone() for t in packed(1, 300, 1, 64, torch.float32, 20))
     q[:], k[:] = -1.8e18, 1.8e18
     mask = mask_of("first blocks masked", 1, 300)
     y = launch(q, k, v, 0.7, mask)

@@ -54,9 +54,9 @@ def test_gated_layers(arch):
 @pytest.mark.parametrize(
     "arch, only, kernels",
     [
-        ("sm_80", ", mask", ["flash_kernel"] * 3),
+        ("sm_80", ", rope", ["flash_kernel", "flash_kernel"]),
         ("sm_90", ", rope", ["one_pass_kernel", "flash_kernel"]),
-        ("sm_90", "NaFlex 256 attention, mask", ["one_pass_kernel", "flash_kernel"]),
+        ("sm_90", "-B NaFlex 256 attention, mask", ["one_pass_kernel"]),
     ],
 )
 def test_attention_with_rope_and_with_masks(arch, only, kernels):
