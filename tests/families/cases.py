@@ -102,6 +102,7 @@ REGISTERS = {"num_register_tokens": 4}
 
 SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
 SIGLIP2 = dict(num_patches=16, **SIGLIP)
+IDEFICS = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"}
 
 CASES: dict[str, Case] = {
     "vit": Case("ViTModel", asks=RESIZED),
@@ -128,9 +129,8 @@ CASES: dict[str, Case] = {
     ),
     "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
     **{
-        name.lower(): Case(f"{name}VisionTransformer", SIGLIP, module=f"{m}.modeling_{m}")
-        for name in ("Idefics2", "Idefics3", "SmolVLM")
-        if (m := name.lower())
+        of: Case(f"{name}VisionTransformer", SIGLIP, module=f"{of}.modeling_{of}")
+        for of, name in IDEFICS.items()
     },
     "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
     "dinov2": Case("Dinov2Model"),
