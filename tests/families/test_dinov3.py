@@ -100,6 +100,11 @@ def test_a_missing_bias_of_k_beside_others():
     assert_fast(fast, stock, PIXELS)
 
 
+def own_config(model: nn.Module) -> None:
+    model.rope_embeddings.config = copy.deepcopy(model.config)
+    model.rope_embeddings.config.pos_embed_rescale = 3.0
+
+
 CHANGES = {
     "hook on layer_scale": (hook(lambda m: layer(m).layer_scale1), "forward hooks"),
     "hook on the encoder": (
@@ -132,6 +137,11 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_modules_fall_back(change):
     assert_falls_back(pair("dinov3 gated"), *CHANGES[change])
+
+
+def test_a_config_of_the_positions_own():
+    # read in training mode alone
+    assert_falls_back(pair("dinov3"), own_config, "a config of its own", changes=False)
 
 
 def test_calls_that_fall_back():
