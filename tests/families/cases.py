@@ -1,5 +1,6 @@
 """The supported classes of transformers as tiny models, each with the sizes of images that its tests use."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,6 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import vit_fast
 from models import TINY, images, randomize
 
 SIZES = {"native": (32, 32), "not square": (40, 24), "smallest": (8, 8)}
@@ -47,6 +49,11 @@ class Case:
         model = randomize(cls(config, **self.options), seed).to(dtype).eval().requires_grad_(False)
         model.set_attn_implementation("sdpa")
         return model
+
+    def twins(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """(stock, accelerated)"""
+        stock = self.model()
+        return stock, vit_fast.accelerate(copy.deepcopy(stock))
 
     def inputs(self, size: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict:
         """The arguments of a call by name."""

@@ -1,7 +1,5 @@
 """CLIP's vision encoder and the models around it, in every form that transformers' callers ask for."""
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -25,15 +23,9 @@ NEW = hasattr(output_capturing, "resolve_hidden_states_indices")  # transformers
 HOLDERS = ("clip projection", "clip classifier", "clip in two")
 
 
-def twins_of(case: Case, dtype: torch.dtype = torch.float32):
-    """(stock, accelerated), frozen."""
-    stock = case.model(dtype)
-    return stock, vit_fast.accelerate(copy.deepcopy(stock))
-
-
 @pytest.fixture
 def pair():
-    return twins_of(CASES["clip"])
+    return CASES["clip"].twins()
 
 
 # what is returned
@@ -53,7 +45,7 @@ def pair():
     ids=str,
 )
 def test_clip_forms(form):
-    stock, fast = twins_of(CASES["clip"])
+    stock, fast = CASES["clip"].twins()
     assert_fast(fast, stock, PIXELS, **form)
     assert_fast(fast, stock, pixel_values=PIXELS, **form)
 
@@ -87,14 +79,14 @@ def test_what_llava_takes(pair):
 @pytest.mark.parametrize("patch, heads", [(14, 2), (16, 1), (32, 4)])
 def test_clip_activations_and_sizes(act, patch, heads):
     config = {"patch_size": patch, "image_size": 3 * patch, "hidden_act": act}
-    stock, fast = twins_of(Case("CLIPVisionModel", {**config, "num_attention_heads": heads}))
+    stock, fast = Case("CLIPVisionModel", {**config, "num_attention_heads": heads}).twins()
     assert_fast(fast, stock, images(1, 3, 3 * patch, 3 * patch))
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 88, 104])
 def test_clip_head_dims(head_dim):
     config = {"hidden_size": 2 * head_dim, "num_hidden_layers": 1}
-    stock, fast = twins_of(Case("CLIPVisionModel", config))
+    stock, fast = Case("CLIPVisionModel", config).twins()
     assert_fast(fast, stock, PIXELS)
 
 
@@ -110,7 +102,7 @@ def test_clip_other_sizes(pair, size):
 
 
 def test_clip_one_channel():
-    stock, fast = twins_of(Case("CLIPVisionModel", {"num_channels": 1, "num_hidden_layers": 1}))
+    stock, fast = Case("CLIPVisionModel", {"num_channels": 1, "num_hidden_layers": 1}).twins()
     assert_fast(fast, stock, images(2, 1, 32, 32))
 
 
@@ -123,7 +115,7 @@ def features(model: nn.Module, **asked) -> torch.Tensor:
 
 @pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}, {"return_dict": False}])
 def test_clip_with_text(asked):
-    stock, fast = twins_of(CASES["clip in two"])
+    stock, fast = CASES["clip in two"].twins()
     asked_of_all = {"input_ids": TOKENS, "pixel_values": PIXELS, **asked}
     with torch.inference_mode():
         theirs, ours = stock(**asked_of_all), fast(**asked_of_all)
@@ -138,7 +130,7 @@ def test_clip_with_text(asked):
 @pytest.mark.parametrize("name", HOLDERS)
 def test_models_around_clip_are_stock(name, tmp_path):
     """Their class, their files; the encoder inside is the one that is accelerated."""
-    stock, fast = twins_of(CASES[name])
+    stock, fast = CASES[name].twins()
     assert type(fast) is type(stock)
     assert [e.name for e in vit_fast.explain(fast)] == ["vision_model"]
     for model, folder in ((stock, "stock"), (fast, "fast")):
