@@ -119,7 +119,10 @@ CASES: dict[str, Case] = {
     "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
     "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
     "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),
-    "clip in two": Case("CLIPModel", asks=RESIZED, **IN_TWO),
+    # pools a text where its token of the largest id is
+    "clip in two": Case(
+        "CLIPModel", asks=RESIZED, vision="vision_config", text={**TEXT, "eos_token_id": 2}
+    ),
     "siglip": Case("SiglipVisionModel", SIGLIP, asks=RESIZED),
     "siglip without head": Case(
         "SiglipVisionModel", {**SIGLIP, "vision_use_head": False}, asks=RESIZED
