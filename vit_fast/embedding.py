@@ -9,7 +9,13 @@ from vit_fast import weights
 from vit_fast.layers import Places
 from vit_fast.ops import Ops
 from vit_fast.pixels import Patches
-from vit_fast.positions import NEVER_AS_IT_IS, padded_positions, resize_positions, rope_table
+from vit_fast.positions import (
+    NEVER_AS_IT_IS,
+    nearest_positions,
+    padded_positions,
+    resize_positions,
+    rope_table,
+)
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived, Normalization
 
@@ -54,7 +60,7 @@ class Embedding:
         spec, derive, proj = self.spec, self._derived.get, self.patch_embed.proj
         w, b = proj.weight, proj.bias
         if type(pixels) is Patches:
-            return ops.linear(pixels.pixels, w, b, residual=pixels.positions)
+            return ops.linear(pixels.pixels, w.flatten(1), b, residual=pixels.positions)
         p, norm = spec.patch, self.normalization
         grid = spec.grid(pixels.shape[-2:])
         if pixels.dtype == torch.uint8:
@@ -148,6 +154,39 @@ class Embedding:
             mask = None if counted == B * N else mask
         tables = [self.patch_positions(tuple(grid)) for grid in grids]
         return Patches(pixels, padded_positions(tables, N), mask)
+
+    def padded(self, pixels: Tensor, mask: Tensor) -> Patches:
+        """Images of several sizes, padded to one, as Idefics2's processor gives them -> what the model takes.
+
+        pixels [B, C, H, W], normalized. mask bool [B, h, w]: the patches that are an image's, as many down and across
+        as in its first column and row. ValueError for a mask without those, and for an encoder with other positions.
+
+        The mask is read by the host, which waits for a GPU that it is on. Positions are kept as in patches().
+        """
+        spec, pos, p = self.spec, self.pos_embed, self.spec.patch
+        if not spec.resize.startswith("nearest"):
+            raise ValueError(f"padded images are not for a {spec.family} encoder")
+        whole, side = spec.grid(pixels.shape[-2:]), spec.grid()[0]
+        if mask.shape != (len(pixels), *whole):
+            raise ValueError(f"mask must be {(len(pixels), *whole)}, got {tuple(mask.shape)}")
+        grids = torch.stack((mask[:, :, 0].sum(1), mask[:, 0].sum(1)), 1).tolist()
+        if not all(map(min, grids)):
+            raise ValueError("mask: an image has no patch in its first row or column")
+
+        def positions(grid: tuple[int, int]) -> Tensor:
+            def build() -> Tensor:
+                return nearest_positions(rows(pos), side, grid, whole, spec.resize)
+
+            return self._derived.get(("positions", grid, whole), [pos], build)
+
+        tables = torch.stack([positions(tuple(grid)) for grid in grids])
+        mask = mask.flatten(1)
+        # in place of a padding patch's own position stands the first one
+        tables = torch.where(mask[..., None], tables, rows(pos)[0])
+        cut = (
+            pixels[..., : whole[0] * p, : whole[1] * p].unflatten(3, (-1, p)).unflatten(2, (-1, p))
+        )
+        return Patches(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), tables, mask)
 
     def places(self, pixels: Tensor | Patches) -> Places:
         """What the attention of every block is told of the tokens of these pixels."""

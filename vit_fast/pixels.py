@@ -11,9 +11,10 @@ from vit_fast.weights import Normalization
 
 
 class Patches(NamedTuple):
-    """Patches of images of several sizes, padded to one length: what Embedding.patches makes.
+    """Patches of images of several sizes, padded to one length: what Embedding.patches and padded make.
 
-    pixels [B, N, p * p * C], positions [B, N, D], mask bool [B, N] or None: the patches that count.
+    pixels [B, N, p * p * C], each row in the order of the weight's rows, positions [B, N, D], mask bool [B, N] or None:
+    the patches that count.
     """
 
     pixels: Tensor

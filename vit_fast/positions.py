@@ -35,40 +35,44 @@ def resize_positions(
             f"{grid[0]} x {grid[1]}: transformers defines it for square grids only, use the native size"
         )
     if how.startswith("nearest"):
-        dtype = torch.float32 if how == "nearest" else pos.dtype
-        return pos[_nearest(native[0], grid, pos.device, dtype)]
+        return nearest_positions(pos, native[0], grid, grid, how)
     mode, antialias, where = _MODES[how]
     table = pos.reshape(1, *native, -1).permute(0, 3, 1, 2)
+    if how == "bilinear antialias":
+        # with the strides that transformers gives it, by which PyTorch chooses a loop: on a CPU one is wrong where a
+        # table becomes one column
+        table = table[0].unsqueeze(0)
     # float64 is rounded to fp32 where transformers does that
     table = table.float() if where in ("everywhere", pos.device.type) else table
     table = F.interpolate(table, size=grid, mode=mode, align_corners=False, antialias=antialias)
     return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
 
 
-def _nearest(side: int, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """For each patch of `grid` the row of a side x side table that lies where it lies, in fractions of the image.
+def nearest_positions(
+    pos: Tensor, side: int, grid: tuple[int, int], whole: tuple[int, int], how: str = "nearest"
+) -> Tensor:
+    """pos [side * side, D] -> [h * w, D] on `whole` (h, w), whose first rows and columns are an image's of `grid`.
 
-    dtype: what the fractions are rounded to.
+    A patch has the row that lies where it lies, in fractions of the image; one behind the image the last of its line.
     """
     # step by step as transformers' Idefics2VisionEmbeddings, and on the same device: where a patch lies on the border
     # of two rows, fp32's rounding decides, at the native size too
-    bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
+    bounds = torch.arange(1 / side, 1.0, 1 / side, device=pos.device)
     rows = []
-    for n in grid:
-        step = 1.0 / torch.tensor(n, device=device)
-        places = torch.arange(n, device=device, dtype=torch.float32) * step
+    for n, count in zip(grid, whole):
+        step = 1.0 / torch.tensor(n, device=pos.device)
+        places = torch.arange(count, device=pos.device, dtype=torch.float32) * step
         places = torch.clamp(places, max=1.0 - 1e-6)
-        rows.append(torch.bucketize(places.to(dtype), bounds, right=True))
-    return (rows[0][:, None] * side + rows[1][None, :]).flatten()
+        places = places.to(pos.dtype) if how == "nearest rounded" else places
+        # rounded to one, a patch behind the image may come to lie behind the table
+        rows.append(torch.bucketize(places, bounds, right=True).clamp(max=side - 1))
+    return pos[(rows[0][:, None] * side + rows[1][None, :]).flatten()]
 
 
 def padded_positions(tables: Sequence[Tensor], length: int) -> Tensor:
     """Tables [h * w, D], one for each image -> [B, length, D]; the rows behind a table are its first one."""
-    whole = tables[0].new_empty(len(tables), length, tables[0].shape[1])
-    for row, table in zip(whole, tables):
-        row[: len(table)] = table
-        row[len(table) :] = table[0]
-    return whole
+    rows = [torch.cat((t, t[:1].expand(length - len(t), -1))) for t in tables]
+    return torch.stack(rows)
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Tensor:

@@ -163,6 +163,8 @@ class State:
         try:
             if request.shapes is not None:
                 pixels = engine.patches(pixels, request.shapes, request.mask)
+            elif request.mask is not None:
+                pixels = engine.padded(pixels, request.mask)
             keep = (*request.states, "pooled") if engine.pools_in_pass() else request.states
             tokens, kept = engine.run(pixels, bound.ops, self.form.rows, keep, bound.dtype)
         except ValueError as error:  # an operation that does not take these tensors says so

@@ -1,6 +1,5 @@
 """The supported classes of transformers as tiny models, each with the sizes of images that its tests use."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,7 +10,6 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import vit_fast
 from models import TINY, images, randomize
 
 SIZES = {"native": (32, 32), "not square": (40, 24), "smallest": (8, 8)}
@@ -49,11 +47,6 @@ class Case:
         model = randomize(cls(config, **self.options), seed).to(dtype).eval().requires_grad_(False)
         model.set_attn_implementation("sdpa")
         return model
-
-    def twins(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """(stock, accelerated)"""
-        stock = self.model()
-        return stock, vit_fast.accelerate(copy.deepcopy(stock))
 
     def inputs(self, size: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> dict:
         """The arguments of a call by name."""
@@ -107,6 +100,7 @@ RESIZED = {"interpolate_pos_encoding": True}
 
 SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
 SIGLIP2 = dict(num_patches=16, **SIGLIP)
+IDEFICS = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"}
 
 CASES: dict[str, Case] = {
     "vit": Case("ViTModel", asks=RESIZED),
@@ -136,9 +130,8 @@ CASES: dict[str, Case] = {
     ),
     "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
     **{
-        name.lower(): Case(f"{name}VisionTransformer", SIGLIP, module=f"{m}.modeling_{m}")
-        for name in ("Idefics2", "Idefics3", "SmolVLM")
-        if (m := name.lower())
+        of: Case(f"{name}VisionTransformer", SIGLIP, module=f"{of}.modeling_{of}")
+        for of, name in IDEFICS.items()
     },
     "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
 }

@@ -19,8 +19,8 @@ from transformers import (
 
 import vit_fast
 from cases import CASES
-from towers import CAT, CROPPED, CUP, SQUARE, VLMS, pillow
 from twins import reasons
+from vlms import CAT, CROPPED, CUP, SQUARE, VLMS, pillow
 
 LENGTH = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False)
 

@@ -1,181 +1,74 @@
-"""Tiny models of vision and language, with random weights, and what their processors make of photographs."""
+"""A model of cases.py as transformers has it and accelerated, and what the two have to agree on."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import skimage
 import torch
-import transformers
 from PIL import Image
-from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import output_capturing
 
-from models import TINY, randomize
+import vit_fast
+from cases import CASES
+from twins import ATOL, assert_same, reasons
 
-CAT = Image.open(Path(skimage.data_dir, "chelsea.png")).convert("RGB")
-CUP = Image.open(Path(skimage.data_dir, "coffee.png")).convert("RGB").resize(CAT.size)
-IMAGE = 119  # the token in whose place an image's tokens are put
-VISION = {k: v for k, v in TINY.items() if k != "num_labels"}
-TEXT = dict(
-    vocab_size=120,
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=24,
-    max_position_embeddings=256,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-PERCEIVER = dict(
-    hidden_size=48,
-    resampler_n_latents=4,
-    resampler_depth=1,
-    resampler_n_heads=2,
-    resampler_head_dim=24,
-    num_key_value_heads=1,
-)
-TALL_AND_WIDE = [[32, 64], [64, 32], [64, 64]]  # pixels, that images may be cut into
+# earlier releases take any number for True, and a list in a way of their own
+SELECTS = hasattr(output_capturing, "resolve_hidden_states_indices")
+STATES = [True, False, None, 0, 1, -1, -2, 7, [0], [1, -1], (2,), []]
+PHOTOGRAPHS = [
+    Image.open(Path(skimage.data_dir, name)).convert("RGB")
+    for name in ("chelsea.png", "rocket.jpg")
+]
 
 
-def vision(model_type: str, **more: Any) -> dict[str, Any]:
-    return dict(model_type=model_type, **VISION, **more)
+def pair(name: str, dtype: torch.dtype = torch.float32, **config: Any):
+    """(stock, accelerated) of a case with its config changed."""
+    case = CASES[name]
+    stock = replace(case, config={**case.config, **config}).model(dtype)
+    return stock, vit_fast.accelerate(copy.deepcopy(stock))
 
 
-def text(model_type: str) -> dict[str, Any]:
-    return dict(model_type=model_type, **TEXT)
+def tower(model: nn.Module) -> PreTrainedModel:
+    return getattr(model, "vision_model", model)
 
 
-def pillow(family: str, name: str, **options: Any) -> BaseImageProcessor:
-    """An image processor of transformers that needs no torchvision."""
-    module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
-    return getattr(module, f"{name}ImageProcessorPil")(**options)
+def agree(fast: nn.Module, stock: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The call runs on the engine, and the answer is that of `stock`."""
+    return agree_in(lambda m: m(*args, **kwargs), fast, stock)
 
 
-SQUARE = dict(height=32, width=32)
-CROPPED = dict(size=dict(shortest_edge=32), crop_size=SQUARE)
+def agree_in(call: Callable[[Any], Any], fast: nn.Module, stock: nn.Module) -> Any:
+    with torch.no_grad():
+        ours, theirs = call(fast), call(stock)
+    assert reasons(fast) == []
+    assert_same(ours, theirs, ATOL[next(stock.parameters()).dtype])
+    return ours
 
 
-@dataclass(frozen=True)
-class Vlm:
-    """`cls` of transformers; its processor; and where its tower is, of which class."""
-
-    cls: str
-    config: dict[str, Any]
-    processor: Callable[[], BaseImageProcessor]
-    tower: str
-    type: str
-    given: tuple[str, ...] = ("pixel_values",)  # what of the processor's result the model takes
-
-    def model(self) -> PreTrainedModel:
-        cls = getattr(transformers, self.cls)
-        config = cls.config_class(**self.config)
-        return randomize(cls(config)).eval().requires_grad_(False)
-
-    def asked(self, model: PreTrainedModel, *photographs: Image.Image) -> dict[str, Tensor]:
-        """The arguments of generate: for each photograph the same prompt behind its tokens."""
-        made = self.processor()([[p] for p in photographs], return_tensors="pt")
-        given = {name: made[name] for name in self.given}
-        features = model.get_image_features(**given).pooler_output
-        rows = sum(f.numel() // f.shape[-1] for f in features)
-        words = torch.arange(20, 25)
-        prompt = torch.cat((torch.full((rows // len(photographs),), IMAGE), words))
-        prompt = prompt.expand(len(photographs), -1).contiguous()
-        return {**given, "input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+def left(fast: nn.Module, stock: nn.Module, why: str, *args: Any, **kwargs: Any) -> None:
+    """The call runs through transformers' own forward, bit for bit or with its error; `why` is part of the reason."""
+    with torch.no_grad():
+        ours, theirs = (_outcome(m, args, kwargs) for m in (fast, stock))
+    found = reasons(fast)
+    assert len(found) == 1 and why in found[0], found
+    assert_same(ours, theirs)
 
 
-VLMS: dict[str, Vlm] = {
-    "paligemma": Vlm(
-        "PaliGemmaForConditionalGeneration",
-        dict(
-            vision_config=vision("siglip_vision_model", vision_use_head=False),
-            text_config=text("gemma"),
-            image_token_index=IMAGE,
-            projection_dim=48,
-            hidden_size=48,
-            vocab_size=120,
-        ),
-        lambda: pillow("siglip", "Siglip", size=SQUARE),
-        "model.vision_tower",
-        "SiglipVisionModel",
-    ),
-    "llava": Vlm(
-        "LlavaForConditionalGeneration",
-        dict(
-            vision_config=vision("clip_vision_model"),
-            text_config=text("llama"),
-            image_token_index=IMAGE,
-            image_seq_length=16,
-        ),
-        lambda: pillow("clip", "CLIP", **CROPPED),
-        "model.vision_tower",
-        "CLIPVisionModel",
-    ),
-    "llava next": Vlm(
-        "LlavaNextForConditionalGeneration",
-        dict(
-            vision_config=vision("clip_vision_model"),
-            text_config=text("llama"),
-            image_token_index=IMAGE,
-            image_seq_length=16,
-            image_grid_pinpoints=TALL_AND_WIDE,
-        ),
-        lambda: pillow("llava_next", "LlavaNext", **CROPPED, image_grid_pinpoints=TALL_AND_WIDE),
-        "model.vision_tower",
-        "CLIPVisionModel",
-        given=("pixel_values", "image_sizes"),
-    ),
-    "llava onevision": Vlm(
-        "LlavaOnevisionForConditionalGeneration",
-        dict(
-            vision_config=vision("siglip_vision_model", vision_use_head=False),
-            text_config=text("qwen2"),
-            image_token_index=IMAGE,
-            video_token_index=118,
-            image_grid_pinpoints=TALL_AND_WIDE,
-        ),
-        lambda: pillow(
-            "llava_onevision", "LlavaOnevision", size=SQUARE, image_grid_pinpoints=TALL_AND_WIDE
-        ),
-        "model.vision_tower",
-        "SiglipVisionModel",
-        given=("pixel_values", "image_sizes"),
-    ),
-    "idefics2": Vlm(
-        "Idefics2ForConditionalGeneration",
-        dict(
-            vision_config=VISION,
-            text_config=text("mistral"),
-            perceiver_config=PERCEIVER,
-            image_token_id=IMAGE,
-        ),
-        lambda: pillow("idefics2", "Idefics2", size=dict(shortest_edge=16, longest_edge=32)),
-        "model.vision_model",
-        "Idefics2VisionTransformer",
-        given=("pixel_values", "pixel_attention_mask"),
-    ),
-    **{
-        name.lower(): Vlm(
-            f"{name}ForConditionalGeneration",
-            dict(
-                vision_config=VISION,
-                text_config=text("llama"),
-                image_token_id=IMAGE,
-                pad_token_id=0,
-                scale_factor=2,
-            ),
-            lambda name=name: pillow(
-                name.lower(), name, size=dict(longest_edge=64), max_image_size=dict(longest_edge=32)
-            ),
-            "model.vision_model",
-            f"{name}VisionTransformer",
-            given=("pixel_values", "pixel_attention_mask"),
-        )
-        for name in ("Idefics3", "SmolVLM")
-    },
-}
+def _outcome(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def states_agree(fast: nn.Module, stock: nn.Module, asked: Any, *args: Any, **kwargs: Any) -> None:
+    call = dict(kwargs, output_hidden_states=asked)
+    if SELECTS or not isinstance(asked, (list, tuple)) or not asked:
+        agree(fast, stock, *args, **call)
+    else:
+        left(fast, stock, "output_hidden_states", *args, **call)

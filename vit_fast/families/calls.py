@@ -37,7 +37,7 @@ class Request(NamedTuple):
     labels: Tensor | None = None
     loss: Mapping[str, Any] = {}  # what else the loss function is given
     shapes: Tensor | None = None  # [B, 2], see Embedding.patches
-    mask: Tensor | None = None
+    mask: Tensor | None = None  # with shapes [B, N], else [B, h, w], see Embedding.padded
 
 
 class Answer(NamedTuple):

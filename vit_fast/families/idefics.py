@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.models.idefics2 import modeling_idefics2
 from transformers.models.idefics3 import modeling_idefics3
 from transformers.models.smolvlm import modeling_smolvlm
@@ -32,6 +33,7 @@ class _LikeIdefics(LikeSiglip):
         tower = getattr(modeling, f"{name}VisionTransformer")
         # its class is another one in earlier releases
         self._output: type[ModelOutput] = get_args(tower.forward.__annotations__["return"])[-1]
+        self._fields = tuple(self._output.__dataclass_fields__)
         self.model_type, self.modeling = model_type, modeling
         self.forms = {tower: Form(self._answer, captures=True)}
         parts = ("EncoderLayer", "VisionAttention", "VisionMLP")
@@ -45,14 +47,8 @@ class _LikeIdefics(LikeSiglip):
         super().__init__()
 
     def _answer(self, model: PreTrainedModel, request: Request, found: Answer) -> ModelOutput:
-        absent = {"pooler_output"} & self._output.__dataclass_fields__.keys()
-        return output_of(
-            self._output,
-            last_hidden_state=found.tokens,
-            **dict.fromkeys(absent),
-            hidden_states=found.states,
-            attentions=None,
-        )
+        known = {"last_hidden_state": found.tokens, "hidden_states": found.states}
+        return output_of(self._output, **{name: known.get(name) for name in self._fields})
 
     def embedding_spec(self, encoder: PreTrainedModel) -> dict[str, Any]:
         fields = super().embedding_spec(encoder)
@@ -89,7 +85,11 @@ class _LikeIdefics(LikeSiglip):
             return f"patch_attention_mask {tuple(mask.shape)} is not contiguous, of shape {shape}"
         if bool(mask.all()):
             return request
-        return "patch_attention_mask leaves patches out"
+        if defaults.attention != "sdpa" or ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_mask:
+            return (
+                f"attn_implementation is {defaults.attention!r}, expected 'sdpa' with its own masks"
+            )
+        return request._replace(mask=mask)
 
 
 IDEFICS2 = _LikeIdefics("Idefics2", "idefics2_vision", modeling_idefics2)
