@@ -97,6 +97,8 @@ def padded(inputs: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 IN_TWO = dict(vision="vision_config", text=TEXT)
 RESIZED = {"interpolate_pos_encoding": True}
+STAGES = {"out_indices": [0, 2]}
+REGISTERS = {"num_register_tokens": 4}
 
 SIGLIP = dict(hidden_act="gelu_pytorch_tanh")
 SIGLIP2 = dict(num_patches=16, **SIGLIP)
@@ -110,6 +112,29 @@ CASES: dict[str, Case] = {
     "deit with teacher": Case("DeiTForImageClassificationWithTeacher", asks=RESIZED),
     "ijepa": Case("IJepaModel", asks=RESIZED),
     "ijepa classifier": Case("IJepaForImageClassification", asks=RESIZED),
+    "dinov2": Case("Dinov2Model"),
+    "dinov2 swiglu": Case(
+        "Dinov2Model", {"use_swiglu_ffn": True, "num_attention_heads": 1, "qkv_bias": False}
+    ),
+    "dinov2 classifier": Case("Dinov2ForImageClassification"),
+    "dinov2 backbone": Case("Dinov2Backbone", STAGES),
+    "dinov2 with registers": Case("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
+    "dinov2 without registers": Case("Dinov2WithRegistersModel", {"num_register_tokens": 0}),
+    "dinov2 with registers classifier": Case("Dinov2WithRegistersForImageClassification"),
+    "dinov2 with registers backbone": Case(
+        "Dinov2WithRegistersBackbone", {**STAGES, "apply_layernorm": False}
+    ),
+    "dinov3": Case("DINOv3ViTModel", REGISTERS),
+    "dinov3 gated": Case(
+        "DINOv3ViTModel", {**REGISTERS, "use_gated_mlp": True, "hidden_act": "silu"}
+    ),
+    "dinov3 other biases": Case(
+        "DINOv3ViTModel",
+        {"num_attention_heads": 1, "key_bias": True}
+        | dict.fromkeys(("query_bias", "value_bias", "proj_bias", "mlp_bias"), False),
+    ),
+    "dinov3 head_dim 128": Case("DINOv3ViTModel", {"hidden_size": 128, "num_attention_heads": 1}),
+    "dinov3 backbone": Case("DINOv3ViTBackbone", {**STAGES, **REGISTERS}),
     "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
     "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
     "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),

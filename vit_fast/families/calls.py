@@ -38,6 +38,9 @@ class Request(NamedTuple):
     loss: Mapping[str, Any] = {}  # what else the loss function is given
     shapes: Tensor | None = None  # [B, 2], see Embedding.patches
     mask: Tensor | None = None  # with shapes [B, N], else [B, h, w], see Embedding.padded
+    # of a backbone: the hidden states that are feature maps, and what is hidden_states, entry by entry
+    stages: tuple[int, ...] = ()
+    shown: tuple[int, ...] | list[int | None] | None = None
 
 
 class Answer(NamedTuple):
