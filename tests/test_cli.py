@@ -16,6 +16,7 @@ def test_version_and_help(capsys):
         (["--help"], "inspect"),
         (["inspect", "--help"], "--arch"),
         (["tune", "--help"], "vit-b-16, vit-l-16, "),
+        (["models", "--help"], "accelerated inside"),
         (["doctor", "--help"], "exit status"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The example of the three ways in, and the benchmark behind its numbers, on small models."""
+"""The examples, and the benchmark behind the numbers of one, on small models."""
 
 import os
 import subprocess
@@ -38,6 +38,20 @@ def test_drop_in_without_a_model(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("drop_in: ")
     assert "Traceback" not in done.stderr
+
+
+def test_vlm_tower():
+    done = run("examples/vlm_tower.py", "--width", "576", "--layers", "1", "--rounds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for tower in ("SiglipVisionModel", "CLIPVisionModel"):
+        assert f"model.vision_tower: {tower}, fast (" in done.stdout
+    assert done.stdout.count("tokens out of generate: the same") == 2
+
+
+def test_vlm_tower_of_a_width_that_heads_do_not_divide():
+    done = run("examples/vlm_tower.py", "--width", "600")
+    assert done.returncode == 2
+    assert "must be a multiple of 576, got 600" in done.stderr
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line: vit-fast inspect, tune and doctor."""
+"""The command line: vit-fast models, inspect, tune and doctor."""
 
 import argparse
 import importlib.util
@@ -28,6 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vit-fast {vit_fast.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    models = commands.add_parser(
+        "models",
+        help="the models of transformers that run fast",
+        description="Prints each family of vision encoders: the classes of transformers that are answered as a whole, "
+        "those whose encoder is accelerated inside, what of them is fused, and what transformers still computes.",
+    )
+    models.set_defaults(run=_models)
 
     inspect = commands.add_parser(
         "inspect",
@@ -123,6 +131,13 @@ def _wrong(command: str, why: object) -> int:
 
 
 NO_TRITON = "triton is not installed (it exists for Linux): pip install triton"
+
+
+def _models(args: argparse.Namespace) -> int:
+    from vit_fast.families.table import table
+
+    print(table())
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

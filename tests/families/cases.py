@@ -112,27 +112,6 @@ CASES: dict[str, Case] = {
     "deit with teacher": Case("DeiTForImageClassificationWithTeacher", asks=RESIZED),
     "ijepa": Case("IJepaModel", asks=RESIZED),
     "ijepa classifier": Case("IJepaForImageClassification", asks=RESIZED),
-    "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
-    "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
-    "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),
-    "clip in two": Case("CLIPModel", asks=RESIZED, **IN_TWO),
-    "siglip": Case("SiglipVisionModel", SIGLIP, asks=RESIZED),
-    "siglip without head": Case(
-        "SiglipVisionModel", {**SIGLIP, "vision_use_head": False}, asks=RESIZED
-    ),
-    "siglip classifier": Case(
-        "SiglipForImageClassification", SIGLIP, asks=RESIZED, vision="vision_config"
-    ),
-    "siglip2": Case("Siglip2VisionModel", SIGLIP2, naflex=True),
-    "siglip2 classifier": Case(
-        "Siglip2ForImageClassification", SIGLIP2, vision="vision_config", naflex=True
-    ),
-    "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
-    **{
-        of: Case(f"{name}VisionTransformer", SIGLIP, module=f"{of}.modeling_{of}")
-        for of, name in IDEFICS.items()
-    },
-    "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
     "dinov2": Case("Dinov2Model"),
     "dinov2 swiglu": Case(
         "Dinov2Model", {"use_swiglu_ffn": True, "num_attention_heads": 1, "qkv_bias": False}
@@ -156,6 +135,30 @@ CASES: dict[str, Case] = {
     ),
     "dinov3 head_dim 128": Case("DINOv3ViTModel", {"hidden_size": 128, "num_attention_heads": 1}),
     "dinov3 backbone": Case("DINOv3ViTBackbone", {**STAGES, **REGISTERS}),
+    "clip": Case("CLIPVisionModel", {"hidden_act": "gelu"}, asks=RESIZED),
+    "clip projection": Case("CLIPVisionModelWithProjection", {"projection_dim": 48}, asks=RESIZED),
+    "clip classifier": Case("CLIPForImageClassification", asks=RESIZED, vision="vision_config"),
+    # pools a text where its token of the largest id is
+    "clip in two": Case(
+        "CLIPModel", asks=RESIZED, vision="vision_config", text={**TEXT, "eos_token_id": 2}
+    ),
+    "siglip": Case("SiglipVisionModel", SIGLIP, asks=RESIZED),
+    "siglip without head": Case(
+        "SiglipVisionModel", {**SIGLIP, "vision_use_head": False}, asks=RESIZED
+    ),
+    "siglip classifier": Case(
+        "SiglipForImageClassification", SIGLIP, asks=RESIZED, vision="vision_config"
+    ),
+    "siglip2": Case("Siglip2VisionModel", SIGLIP2, naflex=True),
+    "siglip2 classifier": Case(
+        "Siglip2ForImageClassification", SIGLIP2, vision="vision_config", naflex=True
+    ),
+    "siglip2 in two": Case("Siglip2Model", SIGLIP2, naflex=True, **IN_TWO),
+    **{
+        of: Case(f"{name}VisionTransformer", SIGLIP, module=f"{of}.modeling_{of}")
+        for of, name in IDEFICS.items()
+    },
+    "siglip in two": Case("SiglipModel", SIGLIP, asks=RESIZED, **IN_TWO),
 }
 
 

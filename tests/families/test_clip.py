@@ -1,7 +1,5 @@
 """CLIP's vision encoder and the models around it, in every form that transformers' callers ask for."""
 
-import copy
-
 import pytest
 import torch
 import transformers
@@ -16,8 +14,9 @@ from transformers.utils import output_capturing
 
 import vit_fast
 from accuracy import assert_as_accurate
-from cases import CASES, TEXT, TOKENS, Case
+from cases import CASES, TEXT, TOKENS
 from models import TINY, images, in_float64
+from towers import pair as twins_of
 from twins import PIXELS, assert_fast, assert_same, assert_stock, reason, reasons
 from vit_fast import ViT
 
@@ -25,15 +24,9 @@ NEW = hasattr(output_capturing, "resolve_hidden_states_indices")  # transformers
 HOLDERS = ("clip projection", "clip classifier", "clip in two")
 
 
-def twins_of(case: Case, dtype: torch.dtype = torch.float32):
-    """(stock, accelerated), frozen."""
-    stock = case.model(dtype)
-    return stock, vit_fast.accelerate(copy.deepcopy(stock))
-
-
 @pytest.fixture
 def pair():
-    return twins_of(CASES["clip"])
+    return twins_of("clip")
 
 
 # what is returned
@@ -53,7 +46,7 @@ def pair():
     ids=str,
 )
 def test_clip_forms(form):
-    stock, fast = twins_of(CASES["clip"])
+    stock, fast = twins_of("clip")
     assert_fast(fast, stock, PIXELS, **form)
     assert_fast(fast, stock, pixel_values=PIXELS, **form)
 
@@ -87,14 +80,14 @@ def test_what_llava_takes(pair):
 @pytest.mark.parametrize("patch, heads", [(14, 2), (16, 1), (32, 4)])
 def test_clip_activations_and_sizes(act, patch, heads):
     config = {"patch_size": patch, "image_size": 3 * patch, "hidden_act": act}
-    stock, fast = twins_of(Case("CLIPVisionModel", {**config, "num_attention_heads": heads}))
+    stock, fast = twins_of("clip", **config, num_attention_heads=heads)
     assert_fast(fast, stock, images(1, 3, 3 * patch, 3 * patch))
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 88, 104])
 def test_clip_head_dims(head_dim):
     config = {"hidden_size": 2 * head_dim, "num_hidden_layers": 1}
-    stock, fast = twins_of(Case("CLIPVisionModel", config))
+    stock, fast = twins_of("clip", **config)
     assert_fast(fast, stock, PIXELS)
 
 
@@ -110,7 +103,7 @@ def test_clip_other_sizes(pair, size):
 
 
 def test_clip_one_channel():
-    stock, fast = twins_of(Case("CLIPVisionModel", {"num_channels": 1, "num_hidden_layers": 1}))
+    stock, fast = twins_of("clip", num_channels=1, num_hidden_layers=1)
     assert_fast(fast, stock, images(2, 1, 32, 32))
 
 
@@ -123,7 +116,7 @@ def features(model: nn.Module, **asked) -> torch.Tensor:
 
 @pytest.mark.parametrize("asked", [{}, {"output_hidden_states": True}, {"return_dict": False}])
 def test_clip_with_text(asked):
-    stock, fast = twins_of(CASES["clip in two"])
+    stock, fast = twins_of("clip in two")
     asked_of_all = {"input_ids": TOKENS, "pixel_values": PIXELS, **asked}
     with torch.inference_mode():
         theirs, ours = stock(**asked_of_all), fast(**asked_of_all)
@@ -138,7 +131,7 @@ def test_clip_with_text(asked):
 @pytest.mark.parametrize("name", HOLDERS)
 def test_models_around_clip_are_stock(name, tmp_path):
     """Their class, their files; the encoder inside is the one that is accelerated."""
-    stock, fast = twins_of(CASES[name])
+    stock, fast = twins_of(name)
     assert type(fast) is type(stock)
     assert [e.name for e in vit_fast.explain(fast)] == ["vision_model"]
     for model, folder in ((stock, "stock"), (fast, "fast")):

@@ -10,29 +10,19 @@ from transformers import (
     AutoModel,
     CLIPVisionModel,
 )
-from transformers.utils import output_capturing
 
 import vit_fast
-from cases import CASES, Case
 from models import images
 from test_drop_in_changes import WRITES
 from test_drop_in_graphs import assert_replayed, recorded
+from towers import pair as twins_of
 from twins import PIXELS, assert_fast, assert_stock
 from vit_fast.state import state_of
-
-NEW = hasattr(output_capturing, "resolve_hidden_states_indices")  # transformers >= 5.2x
-HOLDERS = ("clip projection", "clip classifier", "clip in two")
-
-
-def twins_of(case: Case, dtype: torch.dtype = torch.float32):
-    """(stock, accelerated), frozen."""
-    stock = case.model(dtype)
-    return stock, vit_fast.accelerate(copy.deepcopy(stock))
 
 
 @pytest.fixture
 def pair():
-    return twins_of(CASES["clip"])
+    return twins_of("clip")
 
 
 def test_clip_asked_for_what_is_not_computed_here(pair):
@@ -139,7 +129,7 @@ def test_changes_inside_clip(pair, change, why):
 
 def test_one_eps_for_all_layers():
     """eps is read from the modules, and changed in all of them it is used."""
-    stock, fast = pair = twins_of(Case("CLIPVisionModel"))
+    stock, fast = pair = twins_of("clip")
     assert_fast(fast, stock, PIXELS)
     before = fast(PIXELS).last_hidden_state
     for model in pair:

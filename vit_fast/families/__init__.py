@@ -12,17 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from vit_fast.families import (
-    clip,
-    deit,
-    dinov2,
-    dinov3,
-    idefics,
-    ijepa,
-    siglip,
-    siglip2,
-    vit,
-)
+from vit_fast.families import clip, deit, dinov2, dinov3, idefics, ijepa, siglip, siglip2, vit
 from vit_fast.families.family import Family
 from vit_fast.families.modules import stock_class
 from vit_fast.spec import ViTSpec
@@ -30,13 +20,13 @@ from vit_fast.spec import ViTSpec
 FAMILIES: tuple[Family, ...] = (
     vit.FAMILY,
     deit.FAMILY,
+    ijepa.FAMILY,
     dinov2.FAMILY,
     dinov2.WITH_REGISTERS,
     dinov3.FAMILY,
+    clip.FAMILY,
     siglip.FAMILY,
     siglip2.FAMILY,
-    clip.FAMILY,
-    ijepa.FAMILY,
     idefics.IDEFICS2,
     idefics.IDEFICS3,
     idefics.SMOLVLM,

@@ -42,6 +42,7 @@ class _Clip(LikeSiglip):
     embeddings = modeling_clip.CLIPVisionEmbeddings
     stack = modeling_clip.CLIPEncoder
     watched = {modeling_clip.CLIPVisionEmbeddings: ("image_size", "patch_size")}
+    fused = ("class token", "learned positions", "a LayerNorm before the layers")
     unused = ("attention_mask",)
 
     def embedding_spec(self, encoder: PreTrainedModel) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class _DeiT(LikeViT):
     patches = modeling_deit.DeiTPatchEmbeddings
     pooler = modeling_deit.DeiTPooler
     tokens = ("cls_token", "distillation_token")
+    fused = ("class token", "distillation token", "learned positions")
 
     def head(self, model: PreTrainedModel, encoder: PreTrainedModel) -> tuple[dict, Sources]:
         if not isinstance(model, DeiTForImageClassificationWithTeacher):

@@ -85,6 +85,8 @@ class _Dinov2(WithBackbone):
 
     prefix: str
     resize: str
+    fused = ("class token", "learned positions", "LayerScale", "SwiGLU")
+    falls_back = ("a table of positions that is not square",)
 
     def __init__(self) -> None:
         def cls(name: str) -> type:
@@ -179,6 +181,7 @@ class _WithRegisters(_Dinov2):
     modeling = modeling_dinov2_with_registers
     prefix = "Dinov2WithRegisters"
     resize = "bicubic antialias fp32"
+    fused = ("registers", *_Dinov2.fused)
     forms = {Dinov2WithRegistersModel: MODEL, Dinov2WithRegistersBackbone: BACKBONE}
     holders = {Dinov2WithRegistersForImageClassification: "dinov2_with_registers"}
 

@@ -84,6 +84,8 @@ class _DINOv3(WithBackbone):
         Layout(inner=_GATED, fc1=("mlp.gate_proj", "mlp.up_proj"), gated=True, **_LAYER),
         Layout(inner=_PLAIN, fc1=("mlp.up_proj",), **_LAYER),
     )
+    fused = ("class token", "registers", "RoPE", "LayerScale", "gated MLP")
+    falls_back = ("positions drawn at random in training mode",)
     layers = "model.layer"
     norm = "norm"
     embeddings = modeling.DINOv3ViTEmbeddings

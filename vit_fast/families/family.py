@@ -51,6 +51,10 @@ class Family:
     norm = "layernorm"
     embeddings: type[nn.Module]
     watched: Mapping[type, tuple[str, ...]] = {}
+    # for `vit-fast models`: what the engine has of it beside attention and MLP, and what only transformers computes,
+    # beside the arguments in `unused`
+    fused: tuple[str, ...] = ("class token", "learned positions")
+    falls_back: tuple[str, ...] = ()
     # arguments that must be None, and whether interpolate_pos_encoding is one, without which sizes are fixed
     unused: tuple[str, ...] = ("bool_masked_pos", "attention_mask")
     resizes_on_request = True

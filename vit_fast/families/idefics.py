@@ -26,6 +26,11 @@ from vit_fast.spec import ViTSpec
 class _LikeIdefics(LikeSiglip):
     """name: what the family's classes of transformers begin with."""
 
+    fused = ("learned positions for each image", "masks of padding")
+    falls_back = (
+        "a mask with another attn_implementation than sdpa",
+        "pixels of another dtype than the weights",
+    )
     unused = ()
     resizes_on_request = False
 

@@ -22,6 +22,7 @@ class _IJepa(LikeViT):
     patches = modeling_ijepa.IJepaPatchEmbeddings
     pooler = modeling_ijepa.IJepaPooler
     tokens = ()
+    fused = ("learned positions",)
 
 
 FAMILY = _IJepa()

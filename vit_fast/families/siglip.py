@@ -190,6 +190,7 @@ class _Siglip(LikeSiglip):
     stack = modeling_siglip.SiglipEncoder
     pooling = modeling_siglip.SiglipMultiheadAttentionPoolingHead
     watched = {modeling_siglip.SiglipVisionEmbeddings: ("image_size", "patch_size")}
+    fused = ("learned positions", "MAP head")
     unused = ("attention_mask",)
 
     def positions(self, embeddings: nn.Module) -> Tensor:

@@ -48,6 +48,8 @@ class _Siglip2(LikeSiglip):
         modeling_siglip2.Siglip2VisionEmbeddings: ("patch_size", "position_embedding_size"),
         modeling_siglip2.Siglip2MultiheadAttentionPoolingHead: ("config", "num_heads"),
     }
+    fused = ("learned positions for each image", "masks of padding", "MAP head")
+    falls_back = ("another attn_implementation than sdpa",)
     unused = ()
     resizes_on_request = False
 
