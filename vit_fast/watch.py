@@ -2,9 +2,9 @@
 
 It looks at what others change in place: children and parameters put in another's place (adapters, quantization,
 pruning, functional_call), their memory (`.to`, `.half`, `.data =`), classes, hooks, a `forward` set on an instance
-or on a class, and plain attributes such as a dropout's p. Writes into that memory are not its business: Derived
-(weights.py) watches what it was made from. Nor does it see a module's _parameters or _modules put away for another
-dictionary: nobody is known to do that to a living module.
+or on a class, and plain attributes such as a dropout's p. Writes into parameters are not its business: Derived
+(weights.py) watches what it was made from. Those into buffers are: their values may have been looked at. Nor does it
+see a module's _parameters or _modules put away for another dictionary: nobody is known to do that to a living module.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ from torch.nn.modules import module as global_hooks
 _hooks = itemgetter("_forward_hooks")
 _pre_hooks = itemgetter("_forward_pre_hooks")
 _address = torch._C.TensorBase.data_ptr
+_version = torch._C.TensorBase._version.__get__
 _requires_grad = torch._C.TensorBase.requires_grad.__get__
 
 # id of a module that was watched -> how often a child was put into it
@@ -67,6 +68,11 @@ class Watch:
         # a module is converted as a whole: its first parameter tells
         firsts = (next(iter(m._parameters.values()), None) for m in modules)
         self._first = [t for t in firsts if type(t) in (Tensor, nn.Parameter)]
+        buffers = [t for m in modules for t in m._buffers.values() if type(t) is Tensor]
+        self._first += buffers
+        # inference tensors keep no version
+        self._counted = [t for t in buffers if not t.is_inference()]
+        self._versions = list(map(_version, self._counted))
         self._addresses = list(map(_address, self._first))
         # held, so that other memory, of another dtype say, cannot come to lie at the same address
         self._storages = [t.untyped_storage() for t in self._first]
@@ -90,6 +96,7 @@ class Watch:
             and self._same_members()
             and not any(self._empty)
             and list(map(_address, self._first)) == self._addresses
+            and list(map(_version, self._counted)) == self._versions
             and list(map(type, self._modules)) == self._types
             and [cls.forward for cls in self._classes] == self._forwards
             and self._same_hooks()

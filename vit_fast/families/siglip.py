@@ -3,9 +3,6 @@
 Patches and nothing else, learned positions, tanh-GELU, a final LayerNorm; the pooled output is what a learned query
 makes of all tokens, by PyTorch's MultiheadAttention and an MLP. A model whose config has no use for that head (the
 encoder of PaliGemma, say) pools nothing: ViT then takes the mean of the patches, as SiglipForImageClassification does.
-
-The values of position_ids, which are 0, 1, 2, ... and not saved, are looked at when the model is bound: refresh() after
-a write to them.
 """
 
 from typing import Any
