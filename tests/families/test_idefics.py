@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 from transformers import SmolVLMConfig, SmolVLMModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import vit_fast
 from accuracy import assert_as_accurate
 from cases import IDEFICS, SIGLIP, double
 from models import DEVICE, TINY, images, in_float64, needs_triton, randomize
 from refusals import refused
-from towers import STATES, agree, agree_in, left, pair, states_agree
+from towers import STATES, agree, agree_in, left, other_masks, pair, states_agree
 from twins import PIXELS, reasons
 from vit_fast import ViT, families, state, triton_ops
 from vit_fast.positions import nearest_positions
@@ -211,3 +212,16 @@ def test_inside_smolvlm():
     assert found.name == "vision_model" and found.fast
     assert not hasattr(vit_fast, "SmolVLMVisionTransformer")
     assert families.family_named("smolvlm_vision") is families.idefics.SMOLVLM
+
+
+def test_other_ways_to_attend(monkeypatch):
+    stock, fast = pair("idefics3")
+    agree(fast, stock, WIDE, BOXES)
+    fast.config._attn_implementation = "flash_attention_2"  # which is not installed
+    with pytest.raises((ImportError, RuntimeError, TypeError, ValueError)):
+        fast(WIDE, BOXES)
+    assert "'flash_attention_2'" in reasons(fast)[0]
+    fast.config._attn_implementation = "sdpa"
+    agree(fast, stock, WIDE, BOXES)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", other_masks)
+    left(fast, stock, "not transformers' own", WIDE, BOXES)

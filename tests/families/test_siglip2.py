@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 import vit_fast
@@ -13,7 +14,17 @@ from accuracy import assert_as_accurate
 from cases import CASES, TOKENS, double, naflex, padded
 from models import DEVICE, NORM, images, in_float64, needs_triton
 from refusals import refused
-from towers import PHOTOGRAPHS, STATES, agree, agree_in, left, pair, states_agree, tower
+from towers import (
+    PHOTOGRAPHS,
+    STATES,
+    agree,
+    agree_in,
+    left,
+    other_masks,
+    pair,
+    states_agree,
+    tower,
+)
 from twins import reasons
 from vit_fast import ViT, state, triton_ops, weights
 from vit_fast.positions import resize_positions
@@ -405,3 +416,16 @@ def test_folders(cls, tmp_path):
     loaded = getattr(vit_fast, cls).from_pretrained(tmp_path).eval().requires_grad_(False)
     loaded.set_attn_implementation("sdpa")
     agree(tower(loaded), tower(stock), **BATCH)
+
+
+def test_other_ways_to_attend(monkeypatch):
+    stock, fast = pair("siglip2")
+    agree(fast, stock, **BATCH)
+    fast.config._attn_implementation = "flash_attention_2"  # which is not installed
+    with pytest.raises((ImportError, RuntimeError, TypeError, ValueError)):
+        fast(**BATCH)
+    assert "'flash_attention_2'" in reasons(fast)[0]
+    fast.config._attn_implementation = "sdpa"
+    agree(fast, stock, **BATCH)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", other_masks)
+    left(fast, stock, "with its own masks", **BATCH)
