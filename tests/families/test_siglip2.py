@@ -13,6 +13,7 @@ from models import DEVICE, NORM, images, in_float64, needs_triton
 from towers import GRIDS, PHOTOGRAPHS, STATES, agree, agree_in, pair, several, states_agree, tower
 from twins import reasons
 from vit_fast import ViT, state, triton_ops, weights
+from vit_fast.families import family_of
 from vit_fast.positions import resize_positions
 from vit_fast.state import state_of
 
@@ -261,3 +262,12 @@ def test_folders(cls, tmp_path):
     loaded = getattr(vit_fast, cls).from_pretrained(tmp_path).eval().requires_grad_(False)
     loaded.set_attn_implementation("sdpa")
     agree(tower(loaded), tower(stock), **BATCH)
+
+
+def test_warmup_takes_images():
+    _, fast = pair("siglip2", torch.float32)
+    assert vit_fast.warmup(fast, [(2, 3, 32, 24)]) is fast
+    assert reasons(fast) == [] and state_of(fast).fast_calls == 1
+    pixels = images(2, 3, 32, 24)
+    given = family_of(fast).given(fast, pixels)
+    assert all(torch.equal(given[k], v) for k, v in naflex(pixels).items())

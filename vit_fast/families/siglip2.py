@@ -143,5 +143,19 @@ class _Siglip2(LikeSiglip):
             return "positions are resized by a method of your own"
         return ""
 
+    def given(self, model: PreTrainedModel, pixels: Tensor) -> dict[str, Tensor]:
+        """Patches of all of them, and no padding."""
+        patch = model.embeddings.patch_size
+        grid = [n // patch for n in pixels.shape[-2:]]
+        cut = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+        rows = cut.flatten(3).flatten(1, 2)
+        return {
+            "pixel_values": rows,
+            "pixel_attention_mask": torch.ones(
+                rows.shape[:2], dtype=torch.int32, device=rows.device
+            ),
+            "spatial_shapes": torch.tensor([grid] * len(rows)),
+        }
+
 
 FAMILY = _Siglip2()
