@@ -21,7 +21,7 @@ from dino import (
 )
 from models import images
 from test_matrix import check
-from twins import PIXELS, assert_fast, assert_same, assert_stock
+from twins import PIXELS, assert_fast, assert_same, assert_stock, reason
 from vit_fast import ViT
 
 BOTH = ("dinov2", "dinov2 with registers")
@@ -88,6 +88,21 @@ def test_an_image_without_a_patch_is_for_transformers(name):
     assert "hold no patch" in vit_fast.explain(fast)[0].reason
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_a_table_in_float64_is_rounded_as_transformers_rounds_it(name):
+    stock, fast = pair(name, torch.float64)
+    for model in (stock, fast):
+        model.embeddings.position_embeddings.mul_(1 / 3)
+    with torch.no_grad():
+        for height, width in [(32, 32), (35, 35), (40, 24)]:
+            pixels = images(1, 3, height, width, dtype=torch.float64)
+            theirs, ours = stock(pixels)[0], fast(pixels)[0]
+            assert reason(fast) == ""
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        pixels = images(1, 3, 32, 35, dtype=torch.float64)
+        assert_stock(fast, stock, "rounded to fp32", pixels)
+
+
 def test_a_table_that_is_not_square_is_for_transformers():
     stock, fast = pair("dinov2", image_size=(16, 64))
     for pixels in (images(1, 3, 16, 64), PIXELS):
@@ -152,6 +167,17 @@ def test_changed_modules_fall_back(name, change):
 
 
 @pytest.mark.parametrize("name", BOTH)
+def test_an_interpolation_of_ones_own_on_the_class(name, monkeypatch):
+    def patch(model):
+        cls = type(model.embeddings)
+        monkeypatch.setattr(
+            cls, "interpolate_pos_encoding", lambda self, *args: 2 * self.position_embeddings
+        )
+
+    assert_falls_back(pair(name), patch, "a method of your own")
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_calls_that_fall_back(name):
     stock, fast = pair(name)
     masked = torch.zeros(2, 16, dtype=torch.bool)
@@ -181,6 +207,21 @@ def test_randomness_in_training_mode(name, config):
     for model in models:
         model.eval()
     assert_fast(fast, stock, PIXELS)
+
+
+PARTS = {
+    "drop_path": lambda m: layer(m, 1).drop_path,
+    "attention": lambda m: attention(layer(m, 1)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_part_in_training_mode(part):
+    models = pair("dinov2", drop_path_rate=0.5, attention_probs_dropout_prob=0.5)
+    assert_fast(models[1], models[0], PIXELS)
+    for model in models:
+        PARTS[part](model).train()
+    assert_random(models, "in training mode")
 
 
 def test_a_frozen_tower_in_training_mode_is_fast():

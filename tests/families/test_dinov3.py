@@ -100,6 +100,11 @@ def test_a_missing_bias_of_k_beside_others():
     assert_fast(fast, stock, PIXELS)
 
 
+def own_config(model: nn.Module) -> None:
+    model.rope_embeddings.config = copy.deepcopy(model.config)
+    model.rope_embeddings.config.pos_embed_rescale = 3.0
+
+
 CHANGES = {
     "hook on layer_scale": (hook(lambda m: layer(m).layer_scale1), "forward hooks"),
     "hook on the encoder": (
@@ -109,6 +114,10 @@ CHANGES = {
     "hook on rope_embeddings": (
         lambda m: m.rope_embeddings.register_forward_hook(lambda m, a, y: (y[1], y[0])),
         "forward hooks",
+    ),
+    "another drop_path": (
+        lambda m: setattr(layer(m), "drop_path", nn.Hardtanh(-0.1, 0.1)),
+        "drop_path is",
     ),
     "another layer_scale": (
         lambda m: setattr(layer(m), "layer_scale2", nn.Identity()),
@@ -132,6 +141,11 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_modules_fall_back(change):
     assert_falls_back(pair("dinov3 gated"), *CHANGES[change])
+
+
+def test_a_config_of_the_positions_own():
+    # read in training mode alone
+    assert_falls_back(pair("dinov3"), own_config, "a config of its own", changes=False)
 
 
 def test_calls_that_fall_back():
@@ -171,6 +185,15 @@ def test_randomness_in_training_mode(config):
     models = pair("dinov3", pos_embed_rescale=None, **config)
     for model in models:
         model.train()
+    assert_random(models, "in training mode")
+
+
+@pytest.mark.parametrize("part", ["drop_path", "attention"])
+def test_one_part_in_training_mode(part):
+    models = pair("dinov3", drop_path_rate=0.5, attention_dropout=0.5)
+    assert_fast(models[1], models[0], PIXELS)
+    for model in models:
+        getattr(layer(model, 1), part).train()
     assert_random(models, "in training mode")
 
 

@@ -7,6 +7,7 @@ the class token after positions were added. Its releases in transformers name th
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     Dinov2Backbone,
@@ -158,6 +159,10 @@ class _Dinov2(WithBackbone):
             or type(embeddings).interpolate_pos_encoding is not self._interpolate
         ):
             return "interpolate_pos_encoding is a method of your own"
+        # transformers rounds the table to fp32 where an image that is not square has the table's own patches
+        double = embeddings.position_embeddings.dtype == torch.float64
+        if double and height != width and spec.grid((height, width)) == spec.grid():
+            return f"the table of {height} x {width} pixels is rounded to fp32"
         return super().refused_size(model, spec, height, width, resize)
 
 
