@@ -57,6 +57,10 @@ CHANGES = {
         ),
         "'num_heads': 4",
     ),
+    "keys of its own": (
+        lambda m: put(m.head.attention, bias_k=torch.ones(1, 1, 64), bias_v=torch.ones(1, 1, 64)),
+        "bias_k",
+    ),
     "another eps in the head": (lambda m: put(m.head.layernorm, eps=0.1), "head.layernorm has eps"),
     "another activation": (
         lambda m: put(m.head.mlp, activation_fn=nn.ReLU()),

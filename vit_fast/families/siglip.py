@@ -159,8 +159,12 @@ class LikeSiglip(Family):
         arguments: dict[str, Any],
         defaults: Defaults,
     ) -> Request | str:
-        if self.pools(model) != (spec.pool == "attention"):
+        pools = self.pools(model)
+        if pools != (spec.pool == "attention"):
             return "use_head was changed"
+        # a plain attribute where it is None, a parameter where it is not: so it cannot be watched as either
+        if pools and model.head.attention.bias_k is not None:
+            return "head.attention has a bias_k"
         return super().request(spec, device, model, arguments, defaults)
 
 
