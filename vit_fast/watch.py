@@ -97,6 +97,13 @@ class Watch:
         self._values = self._attribute_values()
 
     def unchanged(self) -> bool:
+        try:
+            return self._unchanged()
+        except (KeyError, RuntimeError):
+            # an attribute was taken away, or a tensor of more than one element is in its or in another tensor's place
+            return False
+
+    def _unchanged(self) -> bool:
         return (
             self.no_child_was_put()
             and self._same_members()
@@ -124,12 +131,9 @@ class Watch:
     def _same_members(self) -> bool:
         # the values of all those dicts as one list: in C, a quarter of the time that their iterators take
         now = get_referents(*self._owned)
-        try:
-            if self._careful:
-                return len(now) == len(self._members) and all(map(is_, now, self._members))
-            return now == self._members
-        except RuntimeError:  # another tensor in a tensor's place: == has more than one element
-            return False
+        if self._careful:
+            return len(now) == len(self._members) and all(map(is_, now, self._members))
+        return now == self._members
 
     def _all_hook_keys(self) -> list[tuple[int, list[int], list[int]]]:
         pairs = zip(map(_hooks, self._dicts), map(_pre_hooks, self._dicts))
