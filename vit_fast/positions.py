@@ -64,9 +64,10 @@ def nearest_positions(
         places = torch.arange(count, device=pos.device, dtype=torch.float32) * step
         places = torch.clamp(places, max=1.0 - 1e-6)
         places = places.to(pos.dtype) if how == "nearest rounded" else places
-        # rounded to one, a patch behind the image may come to lie behind the table
-        rows.append(torch.bucketize(places, bounds, right=True).clamp(max=side - 1))
-    return pos[(rows[0][:, None] * side + rows[1][None, :]).flatten()]
+        rows.append(torch.bucketize(places, bounds, right=True))
+    # rounded to one, a patch behind the image may come to lie on the next line, as in transformers, or behind the table
+    indices = (rows[0][:, None] * side + rows[1][None, :]).flatten()
+    return pos[indices.clamp(max=side * side - 1)]
 
 
 def padded_positions(tables: Sequence[Tensor], length: int) -> Tensor:
