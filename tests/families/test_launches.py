@@ -13,19 +13,9 @@ import vit_fast
 from cases import CASES
 from models import DEVICE, NAFLEX, NORM, SPEC, images, patches, randomize
 from test_graphs_families import SPECS
-from vit_fast import Ops, ViT, state
-from vit_fast.kernels import (
-    attention,
-    folding,
-    layer_norm,
-    linear,
-    linear_folded,
-    linear_gated,
-    linear_norm,
-    patch_embed,
-)
+from vit_fast import ViT, state
 from vit_fast.kernels.tuning import KNOWN
-from vit_fast.ops import Folding
+from vit_fast.tune_switches import launchers
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="counts where kernels are interpreted")
 
@@ -34,23 +24,8 @@ FAMILIES = {**SPECS, "ijepa": IJEPA, "siglip2": NAFLEX, "vit": SPEC}
 HALF = torch.float16
 
 
-def table(folded: bool) -> Ops:
-    """The launchers themselves, as for an H200: a mode sees nothing of what happens inside an operator."""
-
-    def of(launch):
-        return partial(launch, gpu=KNOWN["sm_90"])
-
-    plain = [of(m.launch) for m in (patch_embed, layer_norm, linear, attention)]
-    norms = Folding(
-        of(folding.launch), of(linear_folded.launch_statistics), of(linear_folded.launch_folded)
-    )
-    return Ops(
-        "counted", *plain, False, of(linear_norm.launch), None, norms if folded else None,
-        gated=of(linear_gated.launch),
-    )  # fmt: skip
-
-
-TABLES = {folded: table(folded) for folded in (False, True)}
+# the launchers themselves, as for an H200: a mode sees nothing of what happens inside an operator
+TABLES = {folded: launchers(KNOWN["sm_90"], folded) for folded in (False, True)}
 
 
 class Beside(TorchDispatchMode):
