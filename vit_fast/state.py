@@ -89,7 +89,7 @@ class State:
             return self._engine(model, watch, spec, sources, active_dropout(inner))
         except ValueError as error:
             reason = str(error)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             # a model put together in a way that was not thought of
             reason = f"cannot read the model ({type(error).__name__}: {error})"
         return Bound(watch or Always(), model.config, reason)
