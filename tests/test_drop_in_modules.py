@@ -1,5 +1,7 @@
 """Modules inside an accelerated model that were changed, hooked or patched: transformers' own forward answers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +150,14 @@ def test_a_head_of_no_width():
         with torch.no_grad(), pytest.raises(RuntimeError, match="invalid for input of size"):
             model(PIXELS)
     assert "cannot read the model" in reason(fast)
+
+
+def test_a_config_in_the_place_of_an_equal_one():
+    """transformers' configs compare without their attention implementation."""
+    stock, fast = twins(ViTModel)
+    assert_fast(fast, stock, PIXELS)
+    for model in (stock, fast):
+        attention = model.layers[1].attention
+        attention.config = copy.deepcopy(attention.config)
+        attention.config._attn_implementation = "eager"
+    assert_stock(fast, stock, "attn_implementation is 'eager'", PIXELS)
