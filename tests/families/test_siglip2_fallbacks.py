@@ -120,7 +120,7 @@ def test_other_ways_to_attend(monkeypatch):
     fast.config._attn_implementation = "sdpa"
     agree(fast, stock, **BATCH)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", other_masks)
-    left(fast, stock, "with its own masks", **BATCH)
+    left(fast, stock, "mask function 'sdpa'", **BATCH)
 
 
 @pytest.mark.parametrize(
