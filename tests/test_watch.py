@@ -80,6 +80,35 @@ def test_leaves_writes_alone():
 
 @pytest.mark.parametrize(
     "change",
+    [lambda m: delattr(m, "eps"), lambda m: setattr(m, "eps", torch.ones(2))],
+    ids=["taken away", "a tensor"],
+)
+def test_an_attribute_that_is_no_number_any_more(change):
+    model = tree()
+    watch = Watch(model.modules(), ATTRIBUTES)
+    assert watch.unchanged()
+    change(model[1])
+    assert not watch.unchanged()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda t: t.add_(1), lambda t: setattr(t, "data", t.clone())],
+    ids=["in place", "other memory"],
+)
+def test_sees_writes_into_buffers(write):
+    model = tree()
+    model[2].register_buffer("angles", torch.ones(3))
+    with torch.inference_mode():
+        model[2].register_buffer("unversioned", torch.ones(3))
+    watch = Watch(model.modules())
+    assert watch.unchanged()
+    write(model[2].angles)
+    assert not watch.unchanged()
+
+
+@pytest.mark.parametrize(
+    "change",
     [
         lambda m: setattr(m, "2", nn.Identity()),
         lambda m: setattr(m, "weight", nn.Parameter(torch.ones(3))),

@@ -2,9 +2,9 @@
 
 It looks at what others change in place: children and parameters put in another's place (adapters, quantization,
 pruning, functional_call), their memory (`.to`, `.half`, `.data =`), classes, hooks, a `forward` set on an instance
-or on a class, and plain attributes such as a dropout's p. Writes into that memory are not its business: Derived
-(weights.py) watches what it was made from. Nor does it see a module's _parameters or _modules put away for another
-dictionary: nobody is known to do that to a living module.
+or on a class, and plain attributes such as a dropout's p. Writes into parameters are not its business: Derived
+(weights.py) watches what it was made from. Those into buffers are: their values may have been looked at. Nor does it
+see a module's _parameters or _modules put away for another dictionary: nobody is known to do that to a living module.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,7 @@ _config = itemgetter("config")
 _hooks = itemgetter("_forward_hooks")
 _pre_hooks = itemgetter("_forward_pre_hooks")
 _address = torch._C.TensorBase.data_ptr
+_version = torch._C.TensorBase._version.__get__
 _requires_grad = torch._C.TensorBase.requires_grad.__get__
 
 # id of a module that was watched -> how often a child was put into it
@@ -68,6 +69,11 @@ class Watch:
         # a module is converted as a whole: its first parameter tells
         firsts = (next(iter(m._parameters.values()), None) for m in modules)
         self._first = [t for t in firsts if type(t) in (Tensor, nn.Parameter)]
+        buffers = [t for m in modules for t in m._buffers.values() if type(t) is Tensor]
+        self._first += buffers
+        # inference tensors keep no version
+        self._counted = [t for t in buffers if not t.is_inference()]
+        self._versions = list(map(_version, self._counted))
         self._addresses = list(map(_address, self._first))
         # held, so that other memory, of another dtype say, cannot come to lie at the same address
         self._storages = [t.untyped_storage() for t in self._first]
@@ -91,11 +97,19 @@ class Watch:
         self._values = self._attribute_values()
 
     def unchanged(self) -> bool:
+        try:
+            return self._unchanged()
+        except (KeyError, RuntimeError):
+            # an attribute was taken away, or a tensor of more than one element is in its or in another tensor's place
+            return False
+
+    def _unchanged(self) -> bool:
         return (
             self.no_child_was_put()
             and self._same_members()
             and not any(self._empty)
             and list(map(_address, self._first)) == self._addresses
+            and list(map(_version, self._counted)) == self._versions
             and list(map(type, self._modules)) == self._types
             and [cls.forward for cls in self._classes] == self._forwards
             and self._same_hooks()
@@ -117,12 +131,9 @@ class Watch:
     def _same_members(self) -> bool:
         # the values of all those dicts as one list: in C, a quarter of the time that their iterators take
         now = get_referents(*self._owned)
-        try:
-            if self._careful:
-                return len(now) == len(self._members) and all(map(is_, now, self._members))
-            return now == self._members
-        except RuntimeError:  # another tensor in a tensor's place: == has more than one element
-            return False
+        if self._careful:
+            return len(now) == len(self._members) and all(map(is_, now, self._members))
+        return now == self._members
 
     def _all_hook_keys(self) -> list[tuple[int, list[int], list[int]]]:
         pairs = zip(map(_hooks, self._dicts), map(_pre_hooks, self._dicts))

@@ -92,6 +92,11 @@ def causal(m):
         layer.self_attn.is_causal = True
 
 
+def causal_for_want_of_an_attribute(m):
+    for layer in m.encoder.layers:
+        del layer.self_attn.is_causal
+
+
 def other_activation(m):
     m.encoder.layers[0].mlp.activation_fn = nn.Tanh()
 
@@ -113,6 +118,7 @@ CHANGES = {
     other_patch_size: "embeddings.patch_size is 4",
     other_scale: "scale 0.5",
     causal: "is_causal",
+    causal_for_want_of_an_attribute: "KeyError: 'is_causal'",
     other_activation: "expected exactly GELUActivation",
     an_encoder_of_your_own: "expected exactly CLIPEncoder",
 }

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-import vit_fast
 from models import images, randomize
 from towers import agree, left, pair, put
 from twins import PIXELS
@@ -57,6 +56,10 @@ CHANGES = {
             ),
         ),
         "'num_heads': 4",
+    ),
+    "keys of its own": (
+        lambda m: put(m.head.attention, bias_k=torch.ones(1, 1, 64), bias_v=torch.ones(1, 1, 64)),
+        "bias_k",
     ),
     "another eps in the head": (lambda m: put(m.head.layernorm, eps=0.1), "head.layernorm has eps"),
     "another activation": (
@@ -173,11 +176,12 @@ def test_steps_of_a_fused_optimizer_on_the_position_table():
     agree(fast, stock, images(2, 3, 40, 24), interpolate_pos_encoding=True)
 
 
-def test_refresh_looks_at_position_ids_again():
+def test_positions_put_in_another_order_in_place():
     stock, fast = pair("siglip")
-    for model in (stock, fast):
-        model.embeddings.position_ids = model.embeddings.position_ids.clone()
     agree(fast, stock, PIXELS)
     for model in (stock, fast):
         model.embeddings.position_ids.copy_(model.embeddings.position_ids.flip(1))
-    left(vit_fast.refresh(fast), stock, "position_ids", PIXELS)
+    left(fast, stock, "position_ids", PIXELS)
+    for model in (stock, fast):
+        model.embeddings.position_ids.data = model.embeddings.position_ids.flip(1)
+    agree(fast, stock, PIXELS)

@@ -3,9 +3,6 @@
 Patches and nothing else, learned positions, tanh-GELU, a final LayerNorm; the pooled output is what a learned query
 makes of all tokens, by PyTorch's MultiheadAttention and an MLP. A model whose config has no use for that head (the
 encoder of PaliGemma, say) pools nothing: ViT then takes the mean of the patches, as SiglipForImageClassification does.
-
-The values of position_ids, which are 0, 1, 2, ... and not saved, are looked at when the model is bound: refresh() after
-a write to them.
 """
 
 from typing import Any
@@ -156,8 +153,12 @@ class LikeSiglip(Family):
         arguments: dict[str, Any],
         defaults: Defaults,
     ) -> Request | str:
-        if self.pools(model) != (spec.pool == "attention"):
+        pools = self.pools(model)
+        if pools != (spec.pool == "attention"):
             return "use_head was changed"
+        # a plain attribute where it is None, a parameter where it is not: so it cannot be watched as either
+        if pools and model.head.attention.bias_k is not None:
+            return "head.attention has a bias_k"
         return super().request(spec, device, model, arguments, defaults)
 
 
