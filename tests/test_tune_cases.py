@@ -64,6 +64,18 @@ def test_a_gated_layer_is_left_to_its_rule():
     assert not gated - plain
 
 
+def test_attention_with_rope_is_left_to_its_rule():
+    """The kernel looks up no table for it."""
+    dinov3 = MODELS["dinov3-b-16"]
+    plain, rotated = (
+        {c.name for c in cases_of([replace(dinov3, rope=r)], [8], BF16)} for r in (False, True)
+    )
+    assert dinov3.rope and not model_of("vit", SPEC).rope
+    assert model_of("dinov3", replace(SPEC, positions=False, rope_theta=100.0)).rope
+    assert plain - rotated == {"attention B=8 H=12 Nq=201 N=201 D=64 dtype=bf16"}
+    assert not rotated - plain
+
+
 def test_models_by_name():
     assert model_named("vit-b-16") is MODELS["vit-b-16"]
     with pytest.raises(ValueError, match="'vit-x' is no known model: expected one of vit-b-16, "):
