@@ -1,5 +1,7 @@
 """Modules inside an accelerated model that were changed, hooked or patched: transformers' own forward answers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -139,3 +141,14 @@ def test_a_hook_that_is_removed_again(pair):
     for handle in handles:
         handle.remove()
     assert_fast(fast, stock, PIXELS)
+
+
+def test_a_config_in_the_place_of_an_equal_one():
+    """transformers' configs compare without their attention implementation."""
+    stock, fast = twins(ViTModel)
+    assert_fast(fast, stock, PIXELS)
+    for model in (stock, fast):
+        attention = model.layers[1].attention
+        attention.config = copy.deepcopy(attention.config)
+        attention.config._attn_implementation = "eager"
+    assert_stock(fast, stock, "attn_implementation is 'eager'", PIXELS)

@@ -108,9 +108,8 @@ def warmup(
             if state.bound is not None and state.bound.engine is not None:
                 state.bound.engine.capture_now()
             with torch.inference_mode():
-                module(
-                    torch.zeros(*shape, dtype=dtype or module.dtype, device=module.device), **call
-                )
+                pixels = torch.zeros(*shape, dtype=dtype or module.dtype, device=module.device)
+                module(**family_of(module).given(module, pixels), **call)
             if not state.last_was_fast:
                 warnings.warn(
                     f"vit_fast.warmup: {name or 'the model'} runs transformers' own forward: {state.last_reason}",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+_config = itemgetter("config")
 _hooks = itemgetter("_forward_hooks")
 _pre_hooks = itemgetter("_forward_pre_hooks")
 _address = torch._C.TensorBase.data_ptr
@@ -77,11 +78,16 @@ class Watch:
         self._dicts = [vars(m) for m in modules]
         self._overridden = sum("forward" in d for d in self._dicts)
         self._hooked = self._all_hook_keys()
-        self._attributes = [
-            (itemgetter(*names), dicts)
-            for cls, names in (attributes or {}).items()
-            if (dicts := [vars(m) for m in modules if type(m) is cls])
-        ]
+        self._attributes, configured = [], []
+        for cls, names in (attributes or {}).items():
+            dicts = [vars(m) for m in modules if type(m) is cls]
+            plain = [name for name in names if name != "config"]
+            if dicts and plain:
+                self._attributes.append((itemgetter(*plain), dicts))
+            configured += dicts if "config" in names else ()
+        # by identity: configs of other attn_implementations are equal. Their fields are read at each call (state.py)
+        self._configured = [d for d in configured if "config" in d]
+        self._configs = list(map(_config, self._configured))
         self._values = self._attribute_values()
 
     def unchanged(self) -> bool:
@@ -94,6 +100,7 @@ class Watch:
             and [cls.forward for cls in self._classes] == self._forwards
             and self._same_hooks()
             and sum(map(contains, self._dicts, repeat("forward"))) == self._overridden
+            and all(map(is_, map(_config, self._configured), self._configs))
             and self._attribute_values() == self._values
         )
 

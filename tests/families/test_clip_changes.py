@@ -32,6 +32,7 @@ def test_clip_asked_for_what_is_not_computed_here(pair):
             fast, stock, "attention_mask is given", PIXELS, attention_mask=torch.zeros(1, 1, 17, 17)
         )
         assert_stock(fast, stock, "is given", PIXELS, bool_masked_pos=None)
+        assert_stock(fast, stock, "output_attentions", PIXELS, output_attentions=True)
         for model in pair:
             model.set_attn_implementation("eager")
         found = assert_stock(fast, stock, "eager", PIXELS, output_attentions=True)

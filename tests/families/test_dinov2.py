@@ -209,6 +209,21 @@ def test_randomness_in_training_mode(name, config):
     assert_fast(fast, stock, PIXELS)
 
 
+PARTS = {
+    "drop_path": lambda m: layer(m, 1).drop_path,
+    "attention": lambda m: attention(layer(m, 1)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_part_in_training_mode(part):
+    models = pair("dinov2", drop_path_rate=0.5, attention_probs_dropout_prob=0.5)
+    assert_fast(models[1], models[0], PIXELS)
+    for model in models:
+        PARTS[part](model).train()
+    assert_random(models, "in training mode")
+
+
 def test_a_frozen_tower_in_training_mode_is_fast():
     stock, fast = pair("dinov2 with registers")
     assert_fast(fast.train(), stock.train(), PIXELS)

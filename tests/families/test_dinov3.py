@@ -115,6 +115,10 @@ CHANGES = {
         lambda m: m.rope_embeddings.register_forward_hook(lambda m, a, y: (y[1], y[0])),
         "forward hooks",
     ),
+    "another drop_path": (
+        lambda m: setattr(layer(m), "drop_path", nn.Hardtanh(-0.1, 0.1)),
+        "drop_path is",
+    ),
     "another layer_scale": (
         lambda m: setattr(layer(m), "layer_scale2", nn.Identity()),
         "expected exactly DINOv3",
@@ -181,6 +185,15 @@ def test_randomness_in_training_mode(config):
     models = pair("dinov3", pos_embed_rescale=None, **config)
     for model in models:
         model.train()
+    assert_random(models, "in training mode")
+
+
+@pytest.mark.parametrize("part", ["drop_path", "attention"])
+def test_one_part_in_training_mode(part):
+    models = pair("dinov3", drop_path_rate=0.5, attention_dropout=0.5)
+    assert_fast(models[1], models[0], PIXELS)
+    for model in models:
+        getattr(layer(model, 1), part).train()
     assert_random(models, "in training mode")
 
 

@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 from transformers import SmolVLMConfig, SmolVLMModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import vit_fast
 from accuracy import assert_as_accurate
 from cases import IDEFICS, SIGLIP, double
 from models import DEVICE, TINY, images, in_float64, needs_triton, randomize
 from refusals import refused
-from towers import STATES, agree, agree_in, left, pair, states_agree
+from towers import STATES, agree, agree_in, left, other_masks, pair, put, states_agree
 from twins import PIXELS, reasons
 from vit_fast import ViT, families, state, triton_ops
 from vit_fast.positions import nearest_positions
@@ -142,20 +142,15 @@ def test_calls_left_to_transformers(change, why):
     left(fast, stock, why, **call)
 
 
-def set_on(module: nn.Module, **attributes: object) -> None:
-    for name, value in attributes.items():
-        setattr(module, name, value)
-
-
 @pytest.mark.parametrize(
     "change, why",
     [
-        (lambda m: set_on(m, patch_size=4), "patch_size was changed"),
-        (lambda m: set_on(m.embeddings, num_patches_per_side=2), "num_patches_per_side is 2"),
-        (lambda m: set_on(m.embeddings, patch_size=4), "embeddings.patch_size is 4"),
+        (lambda m: put(m, patch_size=4), "patch_size was changed"),
+        (lambda m: put(m.embeddings, num_patches_per_side=2), "num_patches_per_side is 2"),
+        (lambda m: put(m.embeddings, patch_size=4), "embeddings.patch_size is 4"),
         (lambda m: m.embeddings.register_forward_hook(lambda *a: a[2] * 2), "hooks"),
         (lambda m: m.encoder.register_forward_hook(lambda *a: None), "hooks"),
-        (lambda m: set_on(m.encoder.layers[0].self_attn, scale=1.0), "scale 1.0"),
+        (lambda m: put(m.encoder.layers[0].self_attn, scale=1.0), "scale 1.0"),
     ],
 )
 def test_left_to_transformers(change, why):
@@ -217,3 +212,16 @@ def test_inside_smolvlm():
     assert found.name == "vision_model" and found.fast
     assert type(fast.vision_model) is vit_fast.SmolVLMVisionTransformer
     assert families.family_named("smolvlm_vision") is families.idefics.SMOLVLM
+
+
+def test_other_ways_to_attend(monkeypatch):
+    stock, fast = pair("idefics3")
+    agree(fast, stock, WIDE, BOXES)
+    fast.config._attn_implementation = "flash_attention_2"  # which is not installed
+    with pytest.raises((ImportError, RuntimeError, TypeError, ValueError)):
+        fast(WIDE, BOXES)
+    assert "'flash_attention_2'" in reasons(fast)[0]
+    fast.config._attn_implementation = "sdpa"
+    agree(fast, stock, WIDE, BOXES)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", other_masks)
+    left(fast, stock, "not transformers' own", WIDE, BOXES)

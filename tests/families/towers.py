@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils import output_capturing
 
 import vit_fast
-from cases import CASES
+from cases import CASES, naflex, padded
+from models import images
 from twins import ATOL, assert_same, reasons
 
 # earlier releases take any number for True, and a list in a way of their own
@@ -24,6 +25,19 @@ PHOTOGRAPHS = [
     Image.open(Path(skimage.data_dir, name)).convert("RGB")
     for name in ("chelsea.png", "rocket.jpg")
 ]
+
+
+GRIDS = [(4, 4), (2, 6), (5, 1), (1, 1), (3, 5)]
+
+
+def several(grids=GRIDS, length: int = 17, dtype: torch.dtype = torch.float32) -> dict:
+    """Images of these grids in one batch of rows, padded with what would be seen."""
+    parts = []
+    for i, (h, w) in enumerate(grids):
+        one = naflex(images(1, 3, 8 * h, 8 * w, seed=i))
+        parts.append(padded(one, length - h * w))
+    together = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    return {**together, "pixel_values": together["pixel_values"].to(dtype)}
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32, **config: Any):
@@ -72,3 +86,14 @@ def states_agree(fast: nn.Module, stock: nn.Module, asked: Any, *args: Any, **kw
         agree(fast, stock, *args, **call)
     else:
         left(fast, stock, "output_hidden_states", *args, **call)
+
+
+def other_masks(*args: Any, **kwargs: Any) -> None:
+    """A mask function that masks nothing."""
+
+
+@torch.no_grad()
+def put(module: nn.Module, **attributes: Any) -> None:
+    """Sets attributes, in a lambda."""
+    for name, value in attributes.items():
+        setattr(module, name, value)

@@ -80,9 +80,6 @@ class WithBackbone(Family):
         self.watched = {self.runner: ("config",), self.embeddings: ("config",), **self.watched}
         super().__init__()
 
-    def recorder_of(self, model: PreTrainedModel) -> PreTrainedModel:
-        return getattr(model, self.layers.partition(".")[0])
-
     def prefix_sources(self, encoder: PreTrainedModel) -> Sources:
         """Of the tokens before the patches; what holds them and the layers must be stock, with the model's config."""
         embeddings = child(encoder, "embeddings", self.embeddings)

@@ -92,7 +92,7 @@ class _DINOv3(WithBackbone):
     runner = modeling.DINOv3ViTEncoder
     watched = {
         modeling.Dinov3ViTDropPath: ("drop_prob", "training"),
-        modeling.DINOv3ViTRopePositionEmbedding: ("config", "training"),
+        modeling.DINOv3ViTRopePositionEmbedding: ("config",),
     }
 
     def embedding_spec(self, encoder: PreTrainedModel) -> dict[str, Any]:

@@ -198,6 +198,10 @@ class Family:
         as_tuple = as_dict is False if form.captures else as_dict is not None and not as_dict
         return Request(pixels, states, bool(asked), as_tuple, labels, loss)
 
+    def given(self, model: PreTrainedModel, pixels: Tensor) -> dict[str, Tensor]:
+        """The arguments of a call for images [B, C, H, W]."""
+        return {"pixel_values": pixels}
+
     def recorder_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module inside that transformers records hidden states by."""
         return self.encoder_of(model)

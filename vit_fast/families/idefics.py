@@ -11,7 +11,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.models.idefics2 import modeling_idefics2
 from transformers.models.idefics3 import modeling_idefics3
 from transformers.models.smolvlm import modeling_smolvlm
@@ -19,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from vit_fast.families.calls import Answer, Defaults, Request, output_of
 from vit_fast.families.family import Form
-from vit_fast.families.siglip import LikeSiglip, layout_of_siglip
+from vit_fast.families.siglip import LikeSiglip, layout_of_siglip, masks_are_own
 from vit_fast.spec import ViTSpec
 
 
@@ -72,6 +71,8 @@ class _LikeIdefics(LikeSiglip):
         arguments: dict[str, Any],
         defaults: Defaults,
     ) -> Request | str:
+        if not masks_are_own():
+            return "a mask function that is not transformers' own"
         mask = arguments.pop("patch_attention_mask", None)
         request = super().request(spec, device, model, arguments, defaults)
         if type(request) is str:
@@ -90,10 +91,8 @@ class _LikeIdefics(LikeSiglip):
             return f"patch_attention_mask {tuple(mask.shape)} is not contiguous, of shape {shape}"
         if bool(mask.all()):
             return request
-        if defaults.attention != "sdpa" or ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_mask:
-            return (
-                f"attn_implementation is {defaults.attention!r}, expected 'sdpa' with its own masks"
-            )
+        if defaults.attention != "sdpa":
+            return f"a mask for attn_implementation {defaults.attention!r}, expected 'sdpa'"
         return request._replace(mask=mask)
 
 

@@ -16,13 +16,17 @@ from transformers import (
     Siglip2Model,
     Siglip2VisionModel,
 )
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.models.siglip2 import modeling_siglip2
 
 from vit_fast.families.calls import Defaults, Request
 from vit_fast.families.family import Form, Sources
 from vit_fast.families.modules import child, parameters_of
-from vit_fast.families.siglip import LikeSiglip, answer_tower, layout_of_siglip
+from vit_fast.families.siglip import (
+    LikeSiglip,
+    answer_tower,
+    layout_of_siglip,
+    masks_are_own,
+)
 from vit_fast.spec import ViTSpec
 
 _GIVEN = ("pixel_attention_mask", "spatial_shapes")
@@ -110,7 +114,7 @@ class _Siglip2(LikeSiglip):
                 return f"{name} is missing"
         mask, shapes = map(arguments.pop, _GIVEN)
         # others make masks of other forms, which the head cannot take
-        if defaults.attention != "sdpa" or ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_mask:
+        if defaults.attention != "sdpa" or not masks_are_own():
             return (
                 f"attn_implementation is {defaults.attention!r}, expected 'sdpa' with its own masks"
             )
@@ -138,6 +142,20 @@ class _Siglip2(LikeSiglip):
         if own or type(embeddings).resize_positional_embeddings is not self._resize:
             return "positions are resized by a method of your own"
         return ""
+
+    def given(self, model: PreTrainedModel, pixels: Tensor) -> dict[str, Tensor]:
+        """Patches of all of them, and no padding."""
+        patch = model.embeddings.patch_size
+        grid = [n // patch for n in pixels.shape[-2:]]
+        cut = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+        rows = cut.flatten(3).flatten(1, 2)
+        return {
+            "pixel_values": rows,
+            "pixel_attention_mask": torch.ones(
+                rows.shape[:2], dtype=torch.int32, device=rows.device
+            ),
+            "spatial_shapes": torch.tensor([grid] * len(rows)),
+        }
 
 
 FAMILY = _Siglip2()
