@@ -23,7 +23,6 @@ class Model:
     gated: bool = False  # the hidden layer is activation(gate) * up, of two products
     rope: bool = False  # attention turns q and k by rotary positions, which are not counted
     hf: str = "ViTModel"  # the class of transformers
-    rope: bool = False  # attention turns q and k by the patches' places
 
     @property
     def patches(self) -> int:
