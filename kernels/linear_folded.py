@@ -32,11 +32,10 @@ def _with_room(c: Config, gpu: Gpu) -> Config:
     return replace(c, blocks_per_sm=1) if crowded else c
 
 
-def _own_tile(x: Tensor, weight: Tensor, epilogue: str, gpu: Gpu, *others: Tensor | None) -> Config:
-    x2, w = rows(x), rows(weight)
-    descriptors = gpu.bulk_copies and describable(x2, w, *others)
-    aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
-    return own_config(len(x2), *w.shape, x.dtype, epilogue, descriptors, aligned, gpu)
+def _own_tile(x: Tensor, w: Tensor, epilogue: str, gpu: Gpu, *others: Tensor | None) -> Config:
+    descriptors = gpu.bulk_copies and describable(x, w, *others)
+    aligned = x.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
+    return own_config(len(x), *w.shape, x.dtype, epilogue, descriptors, aligned, gpu)
 
 
 def launch_statistics(
@@ -56,10 +55,10 @@ def launch_statistics(
     stats = torch.empty((M, cdiv(N, PART), 2), dtype=torch.float32, device=x.device)
     if y.numel():
         gpu = gpu or gpu_of(x.device)
-        r2 = None if residual is None else rows(residual)
+        x2, w, r2 = rows(x), rows(weight), None if residual is None else rows(residual)
         epilogue = epilogue_name(None, scale, residual)
-        c = _with_room(config or _own_tile(x, weight, epilogue, gpu, y.view(M, N), r2), gpu)
-        run(x, weight, bias, None, scale, residual, y, y_stats=stats, gpu=gpu, config=c)
+        c = _with_room(config or _own_tile(x2, w, epilogue, gpu, y.view(M, N), r2), gpu)
+        run(x2, w, bias, None, scale, r2, y, y_stats=stats, gpu=gpu, config=c)
     return y, stats
 
 
@@ -89,10 +88,10 @@ def launch_folded(
     y = torch.empty((*x.shape[:-1], N), dtype=x.dtype, device=x.device)
     if y.numel():
         gpu = gpu or gpu_of(x.device)
-        c = config or _own_tile(x, weight, activation or "bias", gpu, y.view(M, N))
-        c = _with_room(c, gpu)
+        x2, w = rows(x), rows(weight)
+        c = _with_room(config or _own_tile(x2, w, activation or "bias", gpu, y.view(M, N)), gpu)
         folded = Folded(stats.contiguous(), column_sums.contiguous(), eps)
-        run(x, weight, bias, activation, None, None, y, folded=folded, gpu=gpu, config=c)
+        run(x2, w, bias, activation, None, None, y, folded=folded, gpu=gpu, config=c)
     return y
 
 

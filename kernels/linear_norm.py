@@ -130,7 +130,7 @@ def launch(
     aligned = x2.stride(0) % 8 == 0 and w.stride(0) % 8 == 0
     c = config or config_for(M, N, K, x.dtype, descriptors, aligned, gpu)
     if c.splits == 1:
-        run(x, weight, bias, None, scale, residual, y, gpu=gpu, config=c)
+        run(x2, w, bias, None, scale, r2, y, gpu=gpu, config=c)
         return y, layer_norm.launch(y, norm_weight, norm_bias, eps, gpu=gpu)
     share = cdiv(cdiv(K, c.splits), c.block_k) * c.block_k
     partial = torch.empty((cdiv(K, share), M, N), dtype=torch.float32, device=x.device)

@@ -62,13 +62,14 @@ def _model(m: Model, batch: int, dtype: torch.dtype, gpu: Gpu) -> Iterator[tuple
         yield f"patch_embed {str(pixels)[6:]}", lambda a=args: patch_embed.launch(*a, gpu=gpu)
 
     q, k, v = t(batch, N, 3, m.heads, m.head_dim).unbind(2)
+    rope = t(2, m.patches, m.head_dim // 2, dtype=torch.float32) if m.rope else None
     whole = t(batch, N, D)
     yield "layer_norm", lambda: layer_norm.launch(whole, t(D), t(D), 1e-6, gpu=gpu)
     for rows, of in ((whole, ""), (whole[:, :1], " of the class token")):
         fresh = t(*rows.shape)
         yield f"qkv{of}", gemm(rows, D if of else 3 * D)
-        queries = q[:, : rows.shape[1]]
-        yield f"attention{of}", lambda q=queries: attention.launch(q, k, v, 1.0, gpu=gpu)
+        args = q[:, : rows.shape[1]], k, v, 1.0, None, rope
+        yield f"attention{of}", lambda a=args: attention.launch(*a, gpu=gpu)
         yield f"proj{of}", add_and_norm(fresh, rows)
         fc1 = (
             _gated(fresh, m.mlp, m.activation, gpu) if m.gated else gemm(fresh, m.mlp, m.activation)

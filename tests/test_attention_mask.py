@@ -123,6 +123,27 @@ def test_together_with_rope(tokens):
         compare(*args, mask_of(kind, 2, tokens), rope_of(tokens - 5, 64))
 
 
+@pytest.mark.parametrize(
+    "tokens, head_dim, queries, patches, kind, arch",
+    [
+        (2, 64, 2, 0, "padded", "sm_90"),
+        (3, 128, 1, 3, "one key", "sm_90"),
+        (17, 128, 17, 17, "one key", "sm_80"),
+        (129, 64, 17, 128, "first blocks masked", "sm_80"),
+        # the most keys of one pass, and one more
+        (272, 64, 80, 267, "padded", "sm_90"),
+        (273, 64, 80, 268, "padded", "sm_90"),
+        (209, 32, 70, 204, "one key", "sm_100"),
+        (20, 1, 20, None, "padded", "sm_90"),
+        (40, 127, 33, None, "scattered", "sm_90"),
+    ],
+)
+def test_awkward_shapes(tokens, head_dim, queries, patches, kind, arch):
+    rope = None if patches is None else rope_of(patches, head_dim)
+    args = packed(3, tokens, 2, head_dim, torch.float16, queries)
+    compare(*args, mask_of(kind, 3, tokens), rope, arch=arch)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rotated", [False, True])
 def test_references_are_the_definition(kind, rotated):

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from transformers import (
     BatchFeature,
+    SmolVLMConfig,
+    SmolVLMModel,
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
@@ -83,6 +85,11 @@ def test_asked_for_what_is_not_there(vit):
 def test_another_class_of_model():
     with refused(ValueError, "ViTForMaskedImageModeling", "an encoder of vit"):
         ViT.from_hf(hf_model(ViTForMaskedImageModeling))
+    with refused(ValueError, "SmolVLMModel", "pass its vision_model"):
+        vision = {**TINY, "hidden_act": "gelu_pytorch_tanh"}
+        text = dict(model_type="llama", hidden_size=32, num_hidden_layers=1, vocab_size=9)
+        text |= dict(num_attention_heads=2, intermediate_size=48)
+        ViT.from_hf(SmolVLMModel(SmolVLMConfig(vision_config=vision, text_config=text)))
     with refused(ValueError, "Linear", "vit-fast models"):
         ViT.from_hf(nn.Linear(2, 2))
 

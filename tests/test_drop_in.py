@@ -1,5 +1,6 @@
 """accelerate, restore, explain: what they find, what they say, what they do when called again."""
 
+import copy
 import json
 
 import pytest
@@ -59,6 +60,20 @@ def test_accelerated_twice_and_from_inside_out():
     assert_fast(fast, stock, PIXELS)
     vit_fast.accelerate(fast.vit)
     assert_fast(fast, stock, PIXELS)
+
+
+def test_an_encoder_of_two_models():
+    """Called by itself, and inside another one."""
+    stock = twins(ViTForImageClassification)[0]
+    model = copy.deepcopy(nn.ModuleDict({"encoder": stock.vit, "classifier": stock}))
+    for _ in range(2):
+        vit_fast.accelerate(model)
+        for name, theirs in (("encoder", stock.vit), ("classifier", stock)):
+            assert_fast(model[name], theirs, PIXELS)
+        assert all(found.fast for found in vit_fast.explain(model))
+    vit_fast.restore(model)
+    assert type(model["encoder"]) is ViTModel
+    assert type(model["classifier"]) is ViTForImageClassification
 
 
 def test_a_wrong_argument():

@@ -48,6 +48,8 @@ def test_kinds_of_tensors(pair):
         other = PIXELS.as_subclass(type("Other", (torch.Tensor,), {}))
         fast(other)
         assert "not a plain tensor" in reason(fast)
+        with pytest.raises(RuntimeError, match="Input type"):  # transformers' own
+            fast(PIXELS.to_sparse())
     assert_fast(fast, stock, nn.Parameter(PIXELS, requires_grad=False))
 
 

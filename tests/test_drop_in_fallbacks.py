@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vit_fast
@@ -147,6 +149,20 @@ def test_an_attention_function_of_somebody_else(pair, monkeypatch):
         model.config._attn_implementation = "doubled"
     with torch.no_grad():
         assert_stock(fast, stock, "'doubled'", PIXELS)
+
+
+def causal(q_length: int, **kwargs: Any) -> torch.Tensor:
+    return torch.ones(q_length, q_length, dtype=torch.bool).tril()[None, None]
+
+
+def test_a_mask_function_of_somebody_else(pair, monkeypatch):
+    """It is called where no mask is given too."""
+    stock, fast = pair
+    before = assert_fast(fast, stock, PIXELS)[0]
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", causal)
+    with torch.no_grad():
+        after = assert_stock(fast, stock, "mask function 'sdpa'", PIXELS)[0]
+    assert not torch.allclose(before, after, atol=1e-3)
 
 
 def test_masks(pair):

@@ -143,6 +143,15 @@ def test_a_hook_that_is_removed_again(pair):
     assert_fast(fast, stock, PIXELS)
 
 
+def test_a_head_of_no_width():
+    stock, fast = twins(ViTModel)
+    for model in (stock, fast):
+        model.layers[1].attention.head_dim = 0
+        with torch.no_grad(), pytest.raises(RuntimeError, match="invalid for input of size"):
+            model(PIXELS)
+    assert "cannot read the model" in reason(fast)
+
+
 def test_a_config_in_the_place_of_an_equal_one():
     """transformers' configs compare without their attention implementation."""
     stock, fast = twins(ViTModel)

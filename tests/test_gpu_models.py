@@ -1,5 +1,6 @@
 """The GPU program's whole models: each variant can be a graph, and is checked with poisoned memory and without."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 pytest.importorskip("triton")
 from benchmarks.gpu import models
-from benchmarks.gpu.setting import TOY
-from vit_fast import recorder
+from benchmarks.gpu.setting import FULL, TOY
+from models import images
+from vit_fast import ViT, recorder
 from vit_fast.ops import torch_ops, triton_ops
+from vit_fast.workload import MODELS
 
 on_cpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="a toy setting's kernels run interpreted"
@@ -57,3 +60,25 @@ def test_a_model_runs_with_poisoned_memory_and_without(monkeypatch):
     assert not row["wrong"]
     times = [True] * TOY.repeats
     assert seen == ["released", *times, "released", *(not t for t in times)]
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "key", sorted({"dinov2-g-14", "dinov3-b-16", *(group.model for group in FULL.groups)})
+)
+def test_stock_models_are_of_the_sizes_that_are_counted(key):
+    """Of their own classes, with nothing computed beside the tokens."""
+    model = MODELS[key]
+    small = replace(model, image=2 * model.patch)
+    hf = models.stock(TOY, small, "fp32", num_hidden_layers=1)
+    vit = ViT.from_hf(hf)
+    spec = vit.spec
+    assert type(hf).__name__ == model.hf
+    sizes = ("patch", "dim", "heads", "activation", "gated")
+    assert all(getattr(spec, name) == getattr(model, name) for name in sizes)
+    assert (spec.mlp_dim, spec.prefix_tokens) == (model.mlp, model.prefix)
+    assert spec.tokens() == model.prefix + 4 and spec.pool != "attention"
+    pixels = images(1, 3, small.image, small.image)
+    with torch.inference_mode():
+        expected = hf(pixels).last_hidden_state
+        torch.testing.assert_close(vit(pixels), expected, rtol=0, atol=1e-4)

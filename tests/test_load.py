@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    PreTrainedModel,
+    ViTForImageClassification,
+    ViTModel,
+)
 
-from models import NORM, hf_model, images
+from models import NORM, TINY, hf_model, images, randomize
 from vit_fast import Normalization, ViT
 
 FIELDS = {
@@ -72,13 +80,29 @@ def test_dtype_and_device(tmp_path):
     assert vit.device == torch.device("cpu")
 
 
-def test_a_config_without_architectures_is_an_encoder(tmp_path):
-    hf = hf_model(ViTModel)
-    config = save(hf, tmp_path) / "config.json"
+def without_architectures(folder: Path) -> Path:
+    config = folder / "config.json"
     fields = json.loads(config.read_text())
     del fields["architectures"]
     config.write_text(json.dumps(fields))
-    same(ViT.from_pretrained(tmp_path), hf)
+    return folder
+
+
+def test_a_config_without_architectures_is_an_encoder(tmp_path):
+    hf = hf_model(ViTModel)
+    same(ViT.from_pretrained(without_architectures(save(hf, tmp_path))), hf)
+
+
+def test_a_config_without_architectures_of_an_encoder_and_another(tmp_path):
+    """As AutoModel takes it: the text's half is not one of weights too many."""
+    hf = randomize(CLIPModel(CLIPConfig(vision_config=TINY, text_config=TINY))).eval()
+    vit = ViT.from_pretrained(without_architectures(save(hf, tmp_path)))
+    with torch.inference_mode():
+        pixels = images(2, 3, 32, 32)
+        expected = hf.get_image_features(pixels).pooler_output
+        torch.testing.assert_close(
+            vit.features(pixels, logits=True).logits, expected, rtol=0, atol=2e-5
+        )
 
 
 def test_a_mask_token_of_pretraining_is_left_out(tmp_path):
@@ -100,6 +124,17 @@ OLD_NAMES = (
     (r"mlp\.fc1", "intermediate.dense"),
     (r"mlp\.fc2", "output.dense"),
 )
+
+
+@pytest.mark.parametrize("cls", [Dinov2Model, Dinov2ForImageClassification])
+def test_a_mask_token_that_is_missing_is_not_missed(tmp_path, cls):
+    hf = hf_model(cls)
+    file = save(hf, tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    kept = {name: t for name, t in weights.items() if not name.endswith("mask_token")}
+    assert len(kept) == len(weights) - 1
+    save_file(kept, file, {"format": "pt"})
+    same(ViT.from_pretrained(tmp_path), hf)
 
 
 @pytest.mark.parametrize("cls", [ViTModel, ViTForImageClassification])

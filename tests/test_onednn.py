@@ -50,6 +50,18 @@ def test_activations_where_they_are_hard(dtype, activation, low, high):
     assert_as_accurate(y, ref, DEFINITION(x, eye, None, activation))
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("strided", [lambda b: b[::2], lambda b: b[:1].expand(36)])
+def test_strides_of_the_bias(packed, activation, strided):
+    """Of which oneDNN knows nothing."""
+    x, w, b, *_ = case(N=72)
+    w, b = w[:36], strided(b)
+    y = onednn_linear(x, pack(w) if packed else w, b, activation)
+    ref = DEFINITION(*f64(x, w, b), activation)
+    assert_as_accurate(y, ref, DEFINITION(x, w, b, activation))
+
+
 @pytest.mark.parametrize("kind", ["normal", "one channel 1000x", "constant rows"])
 @pytest.mark.parametrize("M, K, N", [(1, 1, 1), (1, 768, 300), (7, 33, 65), (197, 64, 4304)])
 def test_odd_sizes(kind, M, K, N):

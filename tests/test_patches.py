@@ -1,9 +1,12 @@
 """Patches, images of several sizes in one batch: their positions, gradients and devices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from models import NAFLEX, images, no_gradient, patches, randomize
+from models import NAFLEX, SPEC, images, no_gradient, patches, randomize
+from refusals import refused
 from vit_fast import ViT, torch_ops
 from vit_fast.pixels import Patches
 
@@ -66,3 +69,39 @@ def test_parts_on_another_device_are_no_graphs(vit):
     assert Patches(gpu, gpu, gpu).is_cuda and Patches(gpu, gpu).is_cuda
     assert not Patches(gpu, gpu, given.mask).is_cuda and not Patches(gpu, given.positions).is_cuda
     assert not given.is_cuda
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (dict(pixels=torch.zeros(2, 16, 190)), ("(2, 16, 190)", "[B, N, 192]")),
+        (dict(positions=torch.zeros(2, 9, 64)), ("positions (2, 9, 64)", "[B, N, 64]")),
+        (dict(mask=torch.ones(2, 9).bool()), ("mask (2, 9)", "bool [B, N]")),
+        # a mask of floats would be added to the scores
+        (dict(mask=torch.ones(2, 16)), ("mask (2, 16)", "bool [B, N]")),
+        (dict(pixels=torch.zeros(2, 16, 192).half()), ("torch.float16", "takes torch.float32")),
+        (dict(positions=torch.zeros(2, 16, 64).half()), ("positions torch.float16", "this model")),
+    ],
+    ids=str,
+)
+def test_patches_that_no_model_made(vit, change, parts):
+    given = patches(vit, [NATIVE, SMALL], 16)
+    assert vit(given).shape == (2, 16, 64)
+    with refused(ValueError, *parts):
+        vit(given._replace(**change))
+
+
+def test_patches_of_another_encoder(vit):
+    """Without its class token, its rotation, or the order of its channels."""
+    given = patches(vit, [NATIVE], 16)
+    rotated = replace(NAFLEX, patch_rows=False, positions=False, rope_theta=100.0)
+    for spec in (SPEC, rotated, replace(NAFLEX, patch_rows=False, resize="bicubic")):
+        with refused(ValueError, f"not for a {spec.family} encoder", "pass pixels [B, C, H, W]"):
+            ViT(spec)(given)
+
+
+def test_rows_of_patches_that_are_not_made_into_patches(vit):
+    with refused(ValueError, "got shape (2, 16, 192)", "model.patches(pixels, shapes, mask)"):
+        vit(images(2, 16, 192))
+    with refused(TypeError, "got list"):
+        vit.patches([1.0], [NATIVE])

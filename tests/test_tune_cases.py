@@ -64,6 +64,14 @@ def test_a_gated_layer_is_left_to_its_rule():
     assert not gated - plain
 
 
+def test_attention_with_rotary_positions_is_left_to_its_rule():
+    """A launch with rope looks into no table."""
+    spec = replace(SPEC, positions=False, position_prefix=0, rope_theta=100.0)
+    for model in (MODELS["dinov3-b-16"], MODELS["dinov3-7b-16-512"], model_of("mine", spec)):
+        assert {case.op for case in cases_of([model], [1], BF16)} == {"linear", "linear_norm"}
+    assert "attention" in {case.op for case in cases_of([model_of("mine", SPEC)], [1], BF16)}
+
+
 def test_models_by_name():
     assert model_named("vit-b-16") is MODELS["vit-b-16"]
     with pytest.raises(ValueError, match="'vit-x' is no known model: expected one of vit-b-16, "):

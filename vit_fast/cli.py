@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     inspect = commands.add_parser(
         "inspect",
         help="compile the kernels for a GPU that need not be here, and read the machine code",
-        description="Compiles the launches of ViT-B/16, ViT-L/16 and SigLIP so400m for each named GPU, and every "
-        "config of the tuning tables in use for GPUs of its kind, and prints "
+        description="Compiles the launches of ViT-B/16, ViT-L/16 and SigLIP so400m for each named GPU, gated layers, "
+        "attention with rotary positions and with masks, and every config of the tuning tables in use for GPUs of its "
+        "kind, and prints "
         "registers, spilled bytes, shared memory against the GPU's limit, matrix instructions and bulk copies. "
         "The exit status is 1 if a kernel spills, does not fit, misses the matrix unit, or has serialised wgmma.",
     )

@@ -36,12 +36,15 @@ def accelerate(model: T, *, cpu: str = "auto", graphs: bool = True) -> T:
     if cpu not in CPU:
         raise ValueError(f"cpu must be one of {', '.join(CPU)}, got {cpu!r}")
     found, refused = 0, []
-    for name, module in _encoders(model):
+    encoders = list(_encoders(model))
+    outermost = {id(module) for _, module in encoders}
+    for name, module in encoders:
         if reason := refusal(module):
             refused.append(f"{name or 'it'}: {reason}")
             continue
         for _, inner in _encoders(module, inside=True):
-            unswap(inner)  # the outermost one answers
+            if id(inner) not in outermost:  # it may have another place of its own
+                unswap(inner)  # the outermost one answers
         found += 1
         swapped = stock_class(module) is not type(module)
         if swapped and (state_of(module).cpu, state_of(module).graphs) == (cpu, graphs):

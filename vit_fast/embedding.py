@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vit_fast import weights
 from vit_fast.layers import Places
 from vit_fast.ops import Ops
-from vit_fast.pixels import Patches
+from vit_fast.pixels import Patches, check_floats
 from vit_fast.positions import (
     NEVER_AS_IT_IS,
     nearest_positions,
@@ -133,14 +133,19 @@ class Embedding:
         spec = self.spec
         if not spec.patch_rows:
             raise ValueError(f"patches of several sizes are not for a {spec.family} encoder")
-        width = spec.patch**2 * spec.channels
-        if pixels.dim() != 3 or pixels.shape[2] != width:
-            raise ValueError(f"pixels must be [B, N, {width}], got {tuple(pixels.shape)}")
+        check_floats(pixels, ("B", "N", spec.patch**2 * spec.channels))
         B, N, _ = pixels.shape
-        if isinstance(shapes, Tensor) and shapes.dim() != 2:
-            raise ValueError(f"shapes must be [B, 2], got {tuple(shapes.shape)}")
-        grids = shapes.tolist() if isinstance(shapes, Tensor) else [list(s) for s in shapes]
-        if len(grids) != B or any(len(g) != 2 or min(g) < 1 or g[0] * g[1] > N for g in grids):
+        shapes = torch.as_tensor(shapes)
+        if shapes.dim() != 2 or shapes.is_floating_point():
+            raise ValueError(
+                f"shapes must be [B, 2], integers, got {tuple(shapes.shape)} of {shapes.dtype}"
+            )
+        grids = shapes.tolist()
+        if (
+            not B
+            or len(grids) != B
+            or any(len(g) != 2 or min(g) < 1 or g[0] * g[1] > N for g in grids)
+        ):
             raise ValueError(
                 f"shapes must be (down, across) for each of {B} images, at least 1, at most {N} patches, got {grids}"
             )
@@ -163,7 +168,7 @@ class Embedding:
     def padded(self, pixels: Tensor, mask: Tensor) -> Patches:
         """Images of several sizes, padded to one, as Idefics2's processor gives them -> what the model takes.
 
-        pixels [B, C, H, W], normalized. mask bool [B, h, w]: the patches that are an image's, as many down and across
+        pixels [B, C, H, W], normalized. mask [B, h, w]: the patches that are an image's, as many down and across
         as in its first column and row. ValueError for a mask without those, and for an encoder with other positions.
 
         The mask is read by the host, which waits for a GPU that it is on. Positions are kept as in patches().
@@ -171,9 +176,11 @@ class Embedding:
         spec, pos, p = self.spec, self.pos_embed, self.spec.patch
         if not spec.resize.startswith("nearest"):
             raise ValueError(f"padded images are not for a {spec.family} encoder")
+        check_floats(pixels, ("B", spec.channels, "H", "W"))
         whole, side = spec.grid(pixels.shape[-2:]), spec.grid()[0]
         if mask.shape != (len(pixels), *whole):
             raise ValueError(f"mask must be {(len(pixels), *whole)}, got {tuple(mask.shape)}")
+        mask = mask.bool()
         grids = torch.stack((mask[:, :, 0].sum(1), mask[:, 0].sum(1)), 1).tolist()
         if not all(map(min, grids)):
             raise ValueError("mask: an image has no patch in its first row or column")

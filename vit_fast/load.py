@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from vit_fast.families import DTYPES, SUPPORTED, family_named
 from vit_fast.weights import Normalization
@@ -46,15 +47,14 @@ def load(
     family = family_named(fields.get("model_type"))
     forms = (*family.forms, *family.holders) if family else ()
     classes = {cls.__name__: cls for cls in forms}
-    # a config that names no architecture is that of the family's bare encoder
-    name = names[0] if names else next(iter(classes), f"model_type {fields.get('model_type')!r}")
+    # a config that names no architecture is that of what AutoModel makes of it
+    named = fields.get("model_type")
+    first = next(iter(classes), f"model_type {named!r}")
+    name = names[0] if names else MODEL_MAPPING_NAMES.get(named, first)
     if name not in classes:
         # a model with another head may hold an encoder that transformers can load alone
-        hint = (
-            f"; its encoder: ViT.from_hf({next(iter(classes))}.from_pretrained(...))"
-            if classes
-            else ""
-        )
+        encoder = f"{first}.from_pretrained(...)" if classes else "model.vision_tower, say"
+        hint = f"; its encoder: ViT.from_hf({encoder})"
         raise ValueError(
             f"{source!r} is a {name}, which is not supported: expected {SUPPORTED}{hint}"
         )
@@ -151,7 +151,11 @@ def _weights(
     if missing == {"pooler.dense.weight", "pooler.dense.bias"}:
         # saved without a pooler: transformers would compute with a random one
         model.pooler, missing = None, set()
-    unexpected.discard("embeddings.mask_token")  # of masked pre-training, unused in the encoder
+    # of masked pre-training, which an encoder does not use
+    missing, unexpected = (
+        {key for key in keys if not key.endswith("embeddings.mask_token")}
+        for keys in (missing, unexpected)
+    )
     mismatched = {
         f"{key} {tuple(found)} for {tuple(wanted)}"
         for key, found, wanted in report["mismatched_keys"]

@@ -68,6 +68,7 @@ def _linear(
     check_tensor(name, "scale", scale, (N,), x.device, x.dtype)
     check_tensor(name, "residual", residual, (*x.shape[:-1], N), x.device, x.dtype)
     attribute, algorithm = FUSED.get(activation, FUSED[None])
+    bias = None if bias is None else bias.contiguous()  # its strides are not looked at
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
     if activation == "quick_gelu":
         y.mul_(torch.sigmoid(1.702 * y))

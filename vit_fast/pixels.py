@@ -51,12 +51,7 @@ def check_pixels(
 ) -> None:
     """pixels [B, C, H, W] or Patches, or a TypeError or ValueError."""
     if type(pixels) is Patches:
-        if pixels.dtype != dtype or pixels.device != device:
-            raise ValueError(
-                f"patches are {pixels.dtype} on {pixels.device}, the model takes {dtype} on {device}: "
-                f"pass pixels.to({str(device)!r}, {dtype})"
-            )
-        return
+        return _check_patches(pixels, spec, dtype, device)
     if not isinstance(pixels, Tensor):
         # a BatchFeature is what a processor returns
         hint = (
@@ -69,7 +64,9 @@ def check_pixels(
         raise ValueError("the model is on the meta device and has no weights: load it first")
     shape, p = tuple(pixels.shape), spec.patch
     if len(shape) != 4:
-        if len(shape) == 3 and shape[0] != spec.channels == shape[2]:
+        if len(shape) == 3 and spec.patch_rows:
+            hint = ": images of several sizes go through model.patches(pixels, shapes, mask)"
+        elif len(shape) == 3 and shape[0] != spec.channels == shape[2]:
             hint = (
                 ": put the channels first and add a batch axis with pixels.permute(2, 0, 1)[None]"
             )
@@ -109,4 +106,45 @@ def check_pixels(
         )
         raise ValueError(
             f"pixels are {pixels.dtype}, the model takes {dtype} or torch.uint8: {hint}"
+        )
+
+
+def check_floats(pixels: Tensor, axes: tuple[int | str, ...]) -> None:
+    """Normalized floats with these axes, a name for one of any length; or a TypeError or ValueError."""
+    if not isinstance(pixels, Tensor):
+        raise TypeError(
+            f"pixels must be a torch.Tensor, got {type(pixels).__name__}: use an image processor"
+        )
+    shape = tuple(pixels.shape)
+    fits = len(shape) == len(axes) and all(type(a) is str or a == n for a, n in zip(axes, shape))
+    if not fits:
+        raise ValueError(f"pixels must be [{', '.join(map(str, axes))}], got {shape}")
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"pixels are {pixels.dtype}, expected normalized floats: bytes are for images of one size"
+        )
+
+
+def _check_patches(
+    patches: Patches, spec: ViTSpec, dtype: torch.dtype, device: torch.device
+) -> None:
+    if not spec.takes_patches:
+        raise ValueError(f"Patches are not for a {spec.family} encoder: pass pixels [B, C, H, W]")
+    pixels, positions, mask = patches
+    shapes = [None if t is None else tuple(t.shape) for t in patches]
+    rows, width = shapes[0][:2], spec.patch**2 * spec.channels
+    if (
+        shapes[:2] != [(*rows, width), (*rows, spec.dim)]
+        or shapes[2] not in (None, rows)
+        or (mask is not None and mask.dtype != torch.bool)
+    ):
+        raise ValueError(
+            f"Patches have pixels {shapes[0]}, positions {shapes[1]} and mask {shapes[2]}, expected [B, N, {width}], "
+            f"[B, N, {spec.dim}] and bool [B, N] or None: model.patches() or padded() makes them"
+        )
+    given = (pixels.dtype, pixels.device), (positions.dtype, positions.device)
+    if given != ((dtype, device),) * 2 or (mask is not None and mask.device != device):
+        raise ValueError(
+            f"Patches are {pixels.dtype} on {pixels.device}, their positions {positions.dtype} on {positions.device}, "
+            f"the model takes {dtype} on {device}: make them of pixels.to({str(device)!r}, {dtype}), by this model"
         )

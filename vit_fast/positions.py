@@ -45,7 +45,8 @@ def resize_positions(
     # float64 is rounded to fp32 where transformers does that
     table = table.float() if where in ("everywhere", pos.device.type) else table
     table = F.interpolate(table, size=grid, mode=mode, align_corners=False, antialias=antialias)
-    return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1)
+    # in rows, whatever the strides: a kernel would copy them at each call
+    return table.to(pos.dtype).permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1).contiguous()
 
 
 def nearest_positions(

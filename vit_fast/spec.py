@@ -69,11 +69,19 @@ class ViTSpec:
     distillation_head: bool = False  # the mean of two heads, of the first and of the second token
 
     def __post_init__(self) -> None:
-        for name in ("patch", "channels", "dim", "depth", "heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ViTSpec: {name} must be at least 1, got {getattr(self, name)}")
-        if self.eps <= 0:
-            raise ValueError(f"ViTSpec: eps must be positive, got {self.eps}")
+        sizes = ("patch", "channels", "dim", "depth", "heads", "head_dim", "mlp_dim")
+        least = dict.fromkeys(sizes, 1) | {"registers": 0, "num_labels": 0}
+        if self.pooler_dim is not None:
+            least["pooler_dim"] = 1
+        for name, n in least.items():
+            if getattr(self, name) < n:
+                raise ValueError(f"ViTSpec: {name} must be at least {n}, got {getattr(self, name)}")
+        for name in ("eps", "rope_theta"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"ViTSpec: {name} must be positive, got {value}")
+        if type(self.image_size) is not tuple or len(self.image_size) != 2:
+            raise ValueError(f"ViTSpec: image_size must be (height, width), got {self.image_size}")
         if min(self.image_size) < self.patch:
             raise ValueError(
                 f"ViTSpec: image_size {self.image_size} holds no patch of {self.patch} x {self.patch}"
@@ -91,12 +99,28 @@ class ViTSpec:
                 )
         if not 0 <= self.position_prefix <= self.prefix_tokens:
             raise ValueError(
-                f"ViTSpec: positions for {self.position_prefix} of {self.prefix_tokens} prefix tokens"
+                f"ViTSpec: position_prefix is {self.position_prefix}, of {self.prefix_tokens} prefix tokens"
             )
         if self.rope_theta is not None and self.head_dim % 4:
             raise ValueError(
                 f"ViTSpec: 2-D rotary positions need a head_dim that 4 divides, got {self.head_dim}"
             )
+
+        if self.pool == "token and patches" and (self.pooler_dim or not self.norm_tokens):
+            raise ValueError(
+                "ViTSpec: pool 'token and patches' is twice as wide as a pooler or the final norm takes"
+            )
+        if self.pool == "attention" and self.dim % self.heads:
+            raise ValueError(
+                f"ViTSpec: {self.heads} heads pool {self.dim} channels: expected a divisor"
+            )
+        if self.distillation_head and not self.distillation_token:
+            raise ValueError("ViTSpec: distillation_head needs a distillation_token")
+
+    @property
+    def takes_patches(self) -> bool:
+        """Whether images of several sizes may be one batch, as pixels.Patches."""
+        return not self.prefix_tokens and (self.patch_rows or self.resize.startswith("nearest"))
 
     @property
     def prefix_tokens(self) -> int:

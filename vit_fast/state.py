@@ -17,8 +17,8 @@ from vit_fast.families import bind_encoder, family_of
 from vit_fast.families.calls import (
     Answer,
     Defaults,
-    attention_function,
     defaults_of,
+    functions_named,
     hidden_states,
 )
 from vit_fast.families.family import Family
@@ -89,7 +89,7 @@ class State:
             return self._engine(model, watch, spec, sources, active_dropout(inner))
         except ValueError as error:
             reason = str(error)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             # a model put together in a way that was not thought of
             reason = f"cannot read the model ({type(error).__name__}: {error})"
         return Bound(watch or Always(), model.config, reason)
@@ -121,11 +121,11 @@ class State:
         return Bound(watch, config, "", engine, ops, why, weight.device, weight.dtype, configs)
 
     def defaults(self, configs: tuple[PreTrainedConfig, ...]) -> Defaults:
-        """What the configs say, read again where a field of theirs, or the attention function, has changed."""
+        """What the configs say, read again where a field of theirs, or a function that they name, has changed."""
         known = self.known
         if known is not None and known[0] is configs:
             same = all(_same(fields, before) for fields, before in known[1])
-            if same and known[2].function is attention_function(known[2].attention):
+            if same and known[2].functions == functions_named(known[2].attention):
                 return known[2]
         fields = [(vars(config), dict(vars(config))) for config in configs]
         self.known = configs, fields, defaults_of(configs)

@@ -60,9 +60,8 @@ def model_of(name: str, spec: ViTSpec) -> Model:
         raise ValueError(f"{name!r} cannot be tuned: {why}")
     down, across = spec.grid()
     sizes = (spec.dim, spec.depth, spec.heads, spec.mlp_dim, spec.activation, spec.prefix_tokens)
-    return _Checkpoint(
-        name, spec.image_size[0], spec.patch, *sizes, spec.gated, down=down, across=across
-    )
+    sizes += spec.gated, spec.rope_theta is not None
+    return _Checkpoint(name, spec.image_size[0], spec.patch, *sizes, down=down, across=across)
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,9 @@ def cases_of(
                 forward = list(operations(model, batch, dtype.itemsize))
                 whole = sum(o.count * o.flops for o in forward)
                 for o in forward:
-                    # what tables.FIELDS can hold: "gated" is launched as its rule says
-                    if o.op in ("linear", "attention"):
+                    # what tables.FIELDS can hold: gated layers, and attention with rotary positions or a mask, are
+                    # launched as their rules say
+                    if o.op == "linear" or (o.op == "attention" and not model.rope):
                         case = _case(o, dtype_name(dtype))
                         key = (case.op, *case.shape.values())
                         found.setdefault(key, [case, 0.0])[1] += o.count * o.flops / whole

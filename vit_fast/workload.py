@@ -21,6 +21,7 @@ class Model:
     activation: str = "gelu"
     prefix: int = 1  # class token and registers
     gated: bool = False  # the hidden layer is activation(gate) * up, of two products
+    rope: bool = False  # attention turns q and k by rotary positions, which are not counted
     hf: str = "ViTModel"  # the class of transformers
 
     @property
@@ -60,8 +61,10 @@ MODELS = {
     ),
     "clip-bigg-14": Model("bigG/14-224", 224, 14, 1664, 48, 16, 8192, hf="CLIPVisionModel"),
     "dinov2-g-14": Model("DINOv2-g/14-224", 224, 14, 1536, 40, 24, 4096, "silu", gated=True, hf="Dinov2Model"),
-    "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5, hf="DINOv3ViTModel"),
-    "dinov3-7b-16-512": Model("7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu", 5, gated=True, hf="DINOv3ViTModel"),
+    "dinov3-b-16": Model("DINOv3-B/16-224", 224, 16, 768, 12, 12, 3072, prefix=5, rope=True, hf="DINOv3ViTModel"),
+    "dinov3-7b-16-512": Model(
+        "7B/16-512", 512, 16, 4096, 40, 32, 8192, "silu", prefix=5, gated=True, rope=True, hf="DINOv3ViTModel"
+    ),
 }  # fmt: skip
 
 

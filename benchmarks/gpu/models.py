@@ -38,7 +38,10 @@ def stock(
     cls: type[PreTrainedModel] | None = None,
     **changes: Any,
 ) -> PreTrainedModel:
-    """transformers' model of these sizes, of its own class or of `cls`, every parameter random, eager attention."""
+    """transformers' model of these sizes, of its own class or of `cls`, every parameter random, eager attention.
+
+    Without a head that it would compute beside the tokens.
+    """
     cls = cls or getattr(transformers, model.hf)
     sizes = dict(
         hidden_size=model.dim,
@@ -51,8 +54,14 @@ def stock(
     )
     if cls is ViTModel:
         sizes["add_pooling_layer"] = False
-    if model.hf.startswith("Dinov2"):
-        sizes |= dict(mlp_ratio=model.mlp / model.dim, layerscale_value=1.0)
+    if model.hf == "SiglipVisionModel":
+        sizes["vision_use_head"] = False
+    if model.hf == "Dinov2Model":
+        # a gated layer is made two thirds as wide as that
+        ratio = round(model.mlp / model.dim * (1.5 if model.gated else 1))
+        sizes |= dict(mlp_ratio=ratio, use_swiglu_ffn=model.gated)
+    if model.hf == "DINOv3ViTModel":
+        sizes |= dict(use_gated_mlp=model.gated, num_register_tokens=model.prefix - 1)
     return hf_model(cls, DTYPES[dtype], **{**sizes, **changes}).to(setting.device)
 
 

@@ -185,6 +185,12 @@ def test_images_in_one_size_that_do_not_fit():
     vit = ViT.from_hf(pair("idefics2")[0])
     with refused(ValueError, "mask must be (4, 5, 7)", "(4, 7, 5)"):
         vit.padded(WIDE, BOXES.transpose(1, 2))
+    with refused(ValueError, "pixels must be [B, 3, H, W]", "(3,"):
+        vit.padded(WIDE[0], BOXES)
+    with refused(ValueError, "torch.uint8", "normalized floats"):
+        vit.padded(WIDE.byte(), BOXES)
+    # a processor's mask is of integers
+    assert torch.equal(vit.padded(WIDE, BOXES.int()).positions, vit.padded(WIDE, BOXES).positions)
     with refused(ValueError, "padded images are not for a siglip encoder"):
         ViT.from_hf(pair("siglip")[0]).padded(WIDE, BOXES)
 
@@ -213,6 +219,7 @@ def test_inside_smolvlm():
         agree_in(lambda m, mask=mask: m.get_image_features(pixels, mask), fast, stock)
     (found,) = vit_fast.explain(fast)
     assert found.name == "vision_model" and found.fast
+    assert type(fast.vision_model) is vit_fast.SmolVLMVisionTransformer
     assert families.family_named("smolvlm_vision") is families.idefics.SMOLVLM
 
 

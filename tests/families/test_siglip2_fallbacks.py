@@ -120,7 +120,7 @@ def test_other_ways_to_attend(monkeypatch):
     fast.config._attn_implementation = "sdpa"
     agree(fast, stock, **BATCH)
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", other_masks)
-    left(fast, stock, "with its own masks", **BATCH)
+    left(fast, stock, "mask function 'sdpa'", **BATCH)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,9 @@ def test_other_ways_to_attend(monkeypatch):
         (dict(shapes=[(2, 2), (2, 3)]), ("at most 4 patches",)),
         (dict(shapes=[(2, 2), (0, 3)]), ("at least 1",)),
         (dict(shapes=torch.tensor([2, 2])), ("shapes must be [B, 2]", "(2,)")),
+        (dict(shapes=torch.ones(2, 2)), ("integers", "torch.float32")),
+        (dict(pixels=torch.zeros(0, 4, 192), shapes=torch.ones(0, 2).long()), ("of 0 images",)),
+        (dict(pixels=torch.zeros(2, 4, 192).byte()), ("torch.uint8", "normalized floats")),
         (dict(mask=torch.ones(2, 5)), ("mask must be (2, 4)", "(2, 5)")),
         (dict(mask=torch.eye(2, 4) * torch.tensor([[1], [0]])), ("no patch that counts",)),
     ],

@@ -72,7 +72,11 @@ def bind(model: PreTrainedModel) -> tuple[ViTSpec, dict[str, tuple[Tensor, ...]]
         name = type(model).__name__
         if hasattr(model, "merge_and_unload"):
             raise ValueError(f"{name} holds adapters: pass what its merge_and_unload() returns")
-        raise ValueError(f"{name} is not a supported encoder: expected exactly {SUPPORTED}")
+        inside = [
+            path for path, m in getattr(model, "named_modules", dict)() if path and family_of(m)
+        ]
+        hint = f"; pass its {inside[0]}" if inside else ""
+        raise ValueError(f"{name} is not a supported encoder: expected exactly {SUPPORTED}{hint}")
     spec, sources = family.bind(model)
     check_tensors(sources)
     return spec, sources

@@ -98,11 +98,13 @@ class WithBackbone(Family):
 
     def refused_config(self, model: PreTrainedModel, spec: ViTSpec) -> str:
         """Why what transformers reads from the config at each call does not fit the weights, or ""."""
-        config = model.config
-        if type(config.patch_size) is not int or config.patch_size != spec.patch:
-            return f"config.patch_size is {config.patch_size}, of patches {spec.patch}"
-        for owner in (config, model):
-            found = getattr(owner, "num_register_tokens", spec.registers)
+        # not by getattr, which takes microseconds of a module and of a config to say that there is none
+        config = vars(model.config)
+        patch = config.get("patch_size")
+        if type(patch) is not int or patch != spec.patch:
+            return f"config.patch_size is {patch}, of patches {spec.patch}"
+        for owner in (config, vars(model)):
+            found = owner.get("num_register_tokens", spec.registers)
             if found != spec.registers:
                 return f"num_register_tokens is {found}, of {spec.registers} tokens"
         return ""

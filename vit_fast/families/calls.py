@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    flash_attention_mask,
+    flex_attention_mask,
+    sdpa_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, output_capturing
 
 # implementations of exact softmax attention that return no attention maps
 EXACT_ATTENTION = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")  # fmt: skip
+# what transformers makes their masks with, and calls where no mask is given too; of the others flash_attention_mask
+_MASKS = {"sdpa": sdpa_mask, "flex_attention": flex_attention_mask}
 
 
 class Defaults(NamedTuple):
@@ -24,7 +32,7 @@ class Defaults(NamedTuple):
     attentions: Any
     refused: str
     attention: str  # attn_implementation
-    function: Any  # what it names
+    functions: tuple[Any, Any]  # what it names
 
 
 class Request(NamedTuple):
@@ -57,7 +65,7 @@ def defaults_of(configs: Sequence[PreTrainedConfig]) -> Defaults:
     """What the configs that a model reads say, the encoder's first."""
     first, refused = configs[0], ""
     name = first._attn_implementation
-    function = attention_function(name)
+    attend, mask = functions = functions_named(name)
     for config in configs:
         if config._attn_implementation not in EXACT_ATTENTION:
             refused = f"attn_implementation is {config._attn_implementation!r}, expected one of {EXACT_ATTENTION}"
@@ -68,16 +76,19 @@ def defaults_of(configs: Sequence[PreTrainedConfig]) -> Defaults:
         for field in ("is_causal", "tie_last_hidden_states"):
             if getattr(config, field, None) is not None:
                 refused = f"config.{field} is set"
-    if not refused and not getattr(function, "__module__", "").startswith("transformers."):
+    if not refused and not getattr(attend, "__module__", "").startswith("transformers."):
         refused = f"the attention function {name!r} is not transformers' own"
+    elif not refused and mask is not _MASKS.get(name, flash_attention_mask):
+        refused = f"the mask function {name!r} is not transformers' own"
     states, attentions = (
         getattr(first, f"output_{k}", False) for k in ("hidden_states", "attentions")
     )
-    return Defaults(states, attentions, refused, name, function)
+    return Defaults(states, attentions, refused, name, functions)
 
 
-def attention_function(name: str) -> Any:
-    return ALL_ATTENTION_FUNCTIONS.get(name)
+def functions_named(name: str) -> tuple[Any, Any]:
+    """What attends, and what makes masks for it."""
+    return ALL_ATTENTION_FUNCTIONS.get(name), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
 
 
 def states_wanted(encoder: PreTrainedModel, asked: Any, depth: int) -> tuple[int, ...] | str:

@@ -160,8 +160,8 @@ class _Dinov2(WithBackbone):
         ):
             return "interpolate_pos_encoding is a method of your own"
         # transformers rounds the table to fp32 where an image that is not square has the table's own patches
-        double = embeddings.position_embeddings.dtype == torch.float64
-        if double and height != width and spec.grid((height, width)) == spec.grid():
+        native = height != width and spec.grid((height, width)) == spec.grid()
+        if native and embeddings.position_embeddings.dtype == torch.float64:
             return f"the table of {height} x {width} pixels is rounded to fp32"
         return super().refused_size(model, spec, height, width, resize)
 

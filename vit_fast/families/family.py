@@ -186,7 +186,7 @@ class Family:
                 return f"{name} is given"
         if attentions:
             return "output_attentions is asked for"
-        if type(pixels) not in (Tensor, nn.Parameter):
+        if type(pixels) not in (Tensor, nn.Parameter) or pixels.layout != torch.strided:
             return "pixel_values are not a plain tensor"
         if why := self.refused_pixels(model, spec, device, pixels, bool(resize)):
             return why

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from vit_fast.families.calls import Answer, Defaults, Request, output_of
 from vit_fast.families.family import Form
-from vit_fast.families.siglip import LikeSiglip, layout_of_siglip, masks_are_own
+from vit_fast.families.siglip import LikeSiglip, layout_of_siglip
 from vit_fast.spec import ViTSpec
 
 
@@ -71,8 +71,6 @@ class _LikeIdefics(LikeSiglip):
         arguments: dict[str, Any],
         defaults: Defaults,
     ) -> Request | str:
-        if not masks_are_own():
-            return "a mask function that is not transformers' own"
         mask = arguments.pop("patch_attention_mask", None)
         request = super().request(spec, device, model, arguments, defaults)
         if type(request) is str:

@@ -17,7 +17,6 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.activations import ACT2FN
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.siglip import modeling_siglip
 from transformers.utils import ModelOutput
@@ -55,11 +54,6 @@ def answer_tower(model: PreTrainedModel, request: Request, found: Answer) -> Mod
         hidden_states=found.states,
         attentions=None,
     )
-
-
-def masks_are_own() -> bool:
-    """Whether what makes the masks for SDPA is transformers' own."""
-    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is sdpa_mask
 
 
 class LikeSiglip(Family):

@@ -25,7 +25,6 @@ from vit_fast.families.siglip import (
     LikeSiglip,
     answer_tower,
     layout_of_siglip,
-    masks_are_own,
 )
 from vit_fast.spec import ViTSpec
 
@@ -114,10 +113,8 @@ class _Siglip2(LikeSiglip):
                 return f"{name} is missing"
         mask, shapes = map(arguments.pop, _GIVEN)
         # others make masks of other forms, which the head cannot take
-        if defaults.attention != "sdpa" or not masks_are_own():
-            return (
-                f"attn_implementation is {defaults.attention!r}, expected 'sdpa' with its own masks"
-            )
+        if defaults.attention != "sdpa":
+            return f"attn_implementation is {defaults.attention!r}, expected 'sdpa'"
         if mask is not None and (
             type(mask) is not Tensor or mask.dim() != 2 or mask.device != device
         ):
