@@ -67,7 +67,9 @@ def test_drop_in(name, dtype, size):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16], ids=str
+)
 @pytest.mark.parametrize("name", CASES)
 def test_drop_in_on_the_kernels(name, dtype, monkeypatch):
     monkeypatch.setattr(state, "choose_ops", lambda *args: (triton_ops(), "in a test"))
