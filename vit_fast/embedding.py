@@ -14,6 +14,7 @@ from vit_fast.positions import (
     nearest_positions,
     padded_positions,
     resize_positions,
+    rope_frequencies,
     rope_table,
 )
 from vit_fast.spec import ViTSpec
@@ -199,6 +200,11 @@ class Embedding:
             pixels[..., : whole[0] * p, : whole[1] * p].unflatten(3, (-1, p)).unflatten(2, (-1, p))
         )
         return Patches(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), tables, mask)
+
+    def make_frequencies(self, _: object = None) -> None:
+        """As the spec says: a state dict has none, and those of a model made on the meta device have no values."""
+        freqs = rope_frequencies(self.spec.head_dim, self.spec.rope_theta, self.device)
+        self.rope_freqs = freqs.to(self.rope_freqs.dtype)
 
     def places(self, pixels: Tensor | Patches) -> Places:
         """What the attention of every block is told of the tokens of these pixels."""

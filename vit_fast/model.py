@@ -76,6 +76,8 @@ class ViT(Embedding, Pooling, Graphed, Sourced):
         self.pos_embed = rows(spec.positions and spec.position_prefix + patches)
         freqs = spec.rope_theta and rope_frequencies(spec.head_dim, spec.rope_theta)
         self.register_buffer("rope_freqs", freqs, persistent=False)
+        if freqs is not None:
+            self.register_load_state_dict_post_hook(Embedding.make_frequencies)
         self.patch_embed = PatchEmbed(spec)
         self.norm_pre = LayerNorm(D, spec.eps) if spec.pre_norm else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))

@@ -77,9 +77,9 @@ def padded_positions(tables: Sequence[Tensor], length: int) -> Tensor:
     return torch.stack(rows)
 
 
-def rope_frequencies(head_dim: int, theta: float) -> Tensor:
+def rope_frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
     """[head_dim / 4]: theta^(-4i / head_dim)"""
-    return 1 / theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32)
+    return 1 / theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32, device=device)
 
 
 def rope_table(grid: tuple[int, int], frequencies: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ class Sourced(nn.Module):
             copies = {name: torch.cat(tuple(parts)).contiguous() for name, parts in sources.items()}
             axes = {name: len(shape) for name, shape in vit._shapes().items()}
             copies = {name: t[(None,) * (axes[name] - t.dim())] for name, t in copies.items()}
-            vit.rope_freqs = copies.pop("rope_freqs", None)
+            freqs = copies.pop("rope_freqs", None)
             vit.load_state_dict(copies, assign=True)
+            vit.rope_freqs = freqs  # theirs, which may be another dtype's
         frozen = not any(t.requires_grad for parts in sources.values() for t in parts)
         return vit.eval().requires_grad_(not frozen)
 

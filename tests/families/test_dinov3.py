@@ -210,3 +210,21 @@ def test_copied_pickled_and_saved(tmp_path):
         assert_fast(again, stock, PIXELS)
     with torch.inference_mode():
         torch.testing.assert_close(ViT.from_pretrained(tmp_path)(PIXELS), stock(PIXELS)[0])
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["to_empty", "assign"])
+def test_frequencies_of_a_runtime_made_on_the_meta_device(empty):
+    """No state dict has them, and uninitialised memory would pass for them."""
+    vit = ViT.from_hf(pair("dinov3")[0])
+    with torch.device("meta"):
+        again = ViT(vit.spec)
+    if empty:
+        again.to_empty(device="cpu").rope_freqs.fill_(float("nan"))
+    again.load_state_dict(vit.state_dict(), assign=not empty)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(PIXELS), vit(PIXELS))
+    again = copy.deepcopy(pickle.loads(pickle.dumps(again)))
+    for dtype in (torch.float64, torch.bfloat16):
+        cast = copy.deepcopy(vit).to(dtype)
+        again.to(dtype).load_state_dict(cast.state_dict())
+        assert again.rope_freqs.dtype == dtype and torch.equal(again.rope_freqs, cast.rope_freqs)
