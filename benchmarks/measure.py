@@ -46,6 +46,7 @@ def machine(device: str) -> dict[str, object]:
     cuda = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "processor": None if cuda else processor(),
         "threads": None if cuda else torch.get_num_threads(),
         "capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
@@ -53,6 +54,14 @@ def machine(device: str) -> dict[str, object]:
         "transformers": transformers.__version__,
         "vit_fast": vit_fast.__version__,
     }
+
+
+def processor() -> str:
+    """Family and model: processors of one name are not alike."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    found = [re.search(rf"^{name}\s*: (\d+)$", text, re.M) for name in ("cpu family", "model")]
+    return f"family {found[0][1]}, model {found[1][1]}" if all(found) else platform.machine()
 
 
 def cpu_name() -> str:
