@@ -10,13 +10,11 @@ layers as wide as the real ones, but few of them, and a language model of two ti
 import argparse
 import copy
 import math
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 import transformers
+from drop_in import in_turn  # beside this file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -91,20 +89,6 @@ def randomize(model: nn.Module) -> None:
             p.copy_(0.1 * r + (0.0 if name.endswith("bias") else 1.0))
 
 
-def medians(programs: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, timed in turn, round by round, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for i in range(rounds + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if i:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -162,7 +146,7 @@ def compare(model: PreTrainedModel, batch: int, rounds: int) -> bool:
     }
     theirs, ours = (program() for program in programs.values())
     apart = float((ours - theirs).abs().max())
-    times = medians(programs, rounds)
+    times = in_turn(programs, rounds)
 
     print(f"{type(model).__name__}, {found.type} of {side} x {side} pixels")
     print(f"{'':24}{'ms a call':>12}{'times as fast':>15}")
