@@ -192,7 +192,7 @@ class Family:
             return why
         form, states = self.form_of(model), ()
         if asked:
-            states = states_wanted(self.recorder_of(model), asked, spec.depth)
+            states = states_wanted(self.encoder_of(model), asked, spec.depth)
         if type(states) is str:
             return states
         as_tuple = as_dict is False if form.captures else as_dict is not None and not as_dict
@@ -201,10 +201,6 @@ class Family:
     def given(self, model: PreTrainedModel, pixels: Tensor) -> dict[str, Tensor]:
         """The arguments of a call for images [B, C, H, W]."""
         return {"pixel_values": pixels}
-
-    def recorder_of(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The module inside that transformers records hidden states by."""
-        return self.encoder_of(model)
 
     def refused_pixels(
         self,
