@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_fast.layers import LayerNorm, Linear, Mlp, Places
-from vit_fast.ops import Ops
+from vit_fast.ops import Ops, torch_ops
 from vit_fast.spec import ViTSpec
 from vit_fast.weights import Derived
 
@@ -35,6 +35,9 @@ class AttentionPool(nn.Module):
         heads = ops.attention(
             q.view(B, 1, H, D // H), k, v, (D // H) ** -0.5, **Places(mask).given()
         )
+        # a product of a few rows reads its weights and little else: packed ones are no faster, and of 4304 terms twice
+        # as far from float64 as PyTorch's (benchmarks/LOG.md)
+        ops = ops if ops.pack is None else torch_ops()
         x = self.proj(heads, ops)
         hidden = self.mlp.hidden(self.norm(x, ops), ops)
         return self.mlp.fc2(hidden, ops, residual=x)[:, 0]

@@ -20,6 +20,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STATES = {"output_hidden_states": True}
 
 
+def is_first_token(output: ModelOutput) -> bool:
+    return torch.equal(output["pooler_output"], output["last_hidden_state"][:, 0])
+
+
 def compare(ours: Any, baseline: Any, reference: Any) -> None:
     """The same type and the same fields; each tensor by the rule."""
     assert type(ours) is type(baseline)
@@ -33,7 +37,10 @@ def compare(ours: Any, baseline: Any, reference: Any) -> None:
         assert list(ours) == list(baseline)
         assert fields_of(ours) == fields_of(baseline)
         for key in baseline:
-            compare(ours[key], baseline[key], reference[key])
+            if key == "pooler_output" and is_first_token(baseline):
+                assert is_first_token(ours)  # judged as part of last_hidden_state
+            else:
+                compare(ours[key], baseline[key], reference[key])
     elif isinstance(baseline, (tuple, list)):
         assert len(ours) == len(baseline)
         for found in zip(ours, baseline, reference):
@@ -42,7 +49,14 @@ def compare(ours: Any, baseline: Any, reference: Any) -> None:
         assert ours == baseline
 
 
-def check(case: Case, dtype: torch.dtype, size: str, device: str = "cpu", batch: int = 2) -> None:
+# so many that the largest error of what is one row an image, "pooler_output" say, is not that of a few values: of 2
+# images it varied from 0.4 to 1.0 of what is allowed, from seed to seed, of 8 images to 0.8
+BATCH = 8
+
+
+def check(
+    case: Case, dtype: torch.dtype, size: str, device: str = "cpu", batch: int = BATCH
+) -> None:
     stock = case.model(dtype).to(device)
     fast = vit_fast.accelerate(copy.deepcopy(stock))
     inputs = {
@@ -92,10 +106,10 @@ def test_bytes_into_the_bare_runtime(name, size):
     case = CASES[name]
     stock = case.model()
     vit = ViT.from_hf(stock, NORM)
-    pixels = images(2, 3, *case.sizes[size], dtype=torch.uint8)
+    pixels = images(BATCH, 3, *case.sizes[size], dtype=torch.uint8)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (NORM.mean, NORM.std))
     normalized = (pixels.double() / 255 - mean) / std
-    inputs = case.inputs(size)
+    inputs = case.inputs(size, BATCH)
     with torch.inference_mode():
         found = vit.features(pixels, pooled=True, hidden_states=True, logits=vit.head is not None)
         baseline = stock(**case.given(inputs, normalized.float()), **STATES)
@@ -104,7 +118,9 @@ def test_bytes_into_the_bare_runtime(name, size):
     pairs = [(found.hidden_states, "hidden_states")]
     if "last_hidden_state" in baseline:
         pairs.append((found.tokens, "last_hidden_state"))
-    if "pooler_output" in baseline:
+    if "pooler_output" in baseline and is_first_token(baseline):
+        assert torch.equal(found.pooled, found.tokens[:, 0])
+    elif "pooler_output" in baseline:
         # CLIPModel puts the image's embedding in its place
         embedded = case.text and vit.head is not None
         pairs.append((found.logits if embedded else found.pooled, "pooler_output"))

@@ -110,7 +110,7 @@ def test_folders(cls, dtype, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR.to_dict()))
     vit = ViT.from_pretrained(tmp_path)
     assert vit.dtype == dtype and vit.normalization.mean == (0.5,) * 3
-    pixels = images(2, 3, 32, 32, dtype=torch.uint8)
+    pixels = images(8, 3, 32, 32, dtype=torch.uint8)
     normalized = (pixels.double() / 255 - 0.5) / 0.5
     with torch.no_grad():
         found = vit.features(pixels, pooled=True, logits=vit.head is not None)
@@ -156,7 +156,7 @@ def test_widths_of_checkpoints(size, dtype):
             ((native, native), {}),
             ((56, 30), {"interpolate_pos_encoding": True}),
         ):
-            pixels = images(1, 3, *shape, dtype=dtype)
+            pixels = images(4, 3, *shape, dtype=dtype)
             ours, theirs = fast(pixels, **call), stock(pixels, **call)
             assert reasons(fast) == []
             reference = in_float64(stock)(pixels.double(), **call)
