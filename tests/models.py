@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -36,16 +37,9 @@ SPEC = ViTSpec(
 )
 
 # SigLIP 2's NaFlex: images of several sizes in one batch
-NAFLEX = ViTSpec(
+NAFLEX = replace(
+    SPEC,
     family="siglip2",
-    image_size=(32, 32),
-    patch=8,
-    channels=3,
-    dim=64,
-    depth=2,
-    heads=2,
-    head_dim=32,
-    mlp_dim=96,
     eps=1e-6,
     activation="gelu_tanh",
     patch_rows=True,
@@ -53,6 +47,8 @@ NAFLEX = ViTSpec(
     position_prefix=0,
     resize="bilinear antialias",
     pool="attention",
+    pooler_dim=None,
+    num_labels=0,
 )
 
 TINY = dict(

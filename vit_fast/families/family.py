@@ -4,6 +4,7 @@ A family is an object of a class derived from this one, in a file of its own, th
 different. A Form says of one class of transformers what its forward makes of the encoder's tokens.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -38,7 +39,7 @@ class Form:
     )
 
 
-class Family:
+class Family(ABC):
     """One family. Its attributes are paths from the encoder."""
 
     model_type: str
@@ -116,13 +117,13 @@ class Family:
             found |= {f"blocks.{i}.{name}": parameters for name, parameters in parts.items()}
         return found | parameters_of("norm", child(encoder, self.norm, nn.LayerNorm))
 
+    @abstractmethod
     def embedding_spec(self, encoder: PreTrainedModel) -> dict[str, Any]:
         """The fields of a ViTSpec that are not those of the layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embedding_sources(self, encoder: PreTrainedModel) -> Sources:
         """Of what comes before the layers, and of what is not the same in all families."""
-        raise NotImplementedError
 
     def head(self, model: PreTrainedModel, encoder: PreTrainedModel) -> tuple[dict, Sources]:
         """Of a model around the encoder, or of its pooler, for ViT: more fields of a ViTSpec, and sources."""
