@@ -81,7 +81,7 @@ def _linear(
 def _quick_gelu_(y: Tensor) -> None:
     """y * sigmoid(1.702 y), in place."""
     if y.dtype == torch.float32:
-        # without memory beside y's: 1.4 ms instead of 22 for [1576, 3072] (benchmarks/LOG.md)
+        # without memory beside y's, which costs more than the arithmetic (benchmarks/LOG.md)
         F.silu(y.mul_(1.702), inplace=True).mul_(1 / 1.702)
     else:  # in bf16 that would round once more, and gain nothing
         y.mul_(torch.sigmoid(1.702 * y))

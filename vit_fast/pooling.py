@@ -35,8 +35,8 @@ class AttentionPool(nn.Module):
         heads = ops.attention(
             q.view(B, 1, H, D // H), k, v, (D // H) ** -0.5, **Places(mask).given()
         )
-        # a product of a few rows reads its weights and little else: packed ones are no faster, and of 4304 terms twice
-        # as far from float64 as PyTorch's (benchmarks/LOG.md)
+        # a product of a few rows reads its weights and little else: packed ones are no faster, and of thousands of
+        # terms further from float64 than PyTorch's (tests/families/test_siglip.py, test_widths_of_checkpoints)
         ops = ops if ops.pack is None else torch_ops()
         x = self.proj(heads, ops)
         hidden = self.mlp.hidden(self.norm(x, ops), ops)
