@@ -1,19 +1,22 @@
-"""python -m benchmarks gpu | table | roofline, each with a --help of its own."""
+"""python -m benchmarks run | report | compare | gpu | table | roofline, each with a --help of its own."""
 
 import importlib
 import sys
 
 COMMANDS = {
-    "gpu": ("benchmarks.gpu.program", "correctness and speed on a GPU, in order of value, inside so many minutes"),
-    "table": ("benchmarks.gpu.table", "a results file of it as a Markdown table"),
-    "roofline": ("benchmarks.roofline", "times predicted from FLOPs, bytes and ceilings"),
+    "run": (".run", "a suite: vit-fast and its rivals, accuracy and speed, on a CPU or a GPU"),
+    "report": (".report", "a results file of it as a table, Markdown, plots and a page"),
+    "compare": (".compare", "two results files: what got slower beyond the spread"),
+    "gpu": (".gpu.program", "correctness and speed on a GPU, in order of value, inside so many minutes"),
+    "table": (".gpu.table", "a results file of it as a Markdown table"),
+    "roofline": (".roofline", "times predicted from FLOPs, bytes and ceilings"),
 }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     command, *rest = argv or ["--help"]
     if command in COMMANDS:
-        return importlib.import_module(COMMANDS[command][0]).main(rest)
+        return importlib.import_module(COMMANDS[command][0], __package__).main(rest)
     known = "\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())
     usage = f"python -m benchmarks COMMAND [--help]\n{known}"
     if command in ("-h", "--help"):

@@ -8,8 +8,6 @@ import dataclasses
 import torch
 import triton
 
-from benchmarks.costs import MOST_BLOCKS, Program, Tile
-from benchmarks.hardware import Hardware
 from vit_fast.kernels import (
     attention,
     linear,
@@ -20,6 +18,9 @@ from vit_fast.kernels import (
     patch_embed,
 )
 from vit_fast.kernels.tuning import Gpu, which_table
+
+from .costs import MOST_BLOCKS, Program, Tile
+from .hardware import Hardware
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

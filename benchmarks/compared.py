@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.prediction import Forecast
+    from .prediction import Forecast
 
 Found = Mapping[tuple[str, int], "Forecast"]  # by name of the model and batch
 MISS = 0.15  # a prediction further off than this has to be explained in the log

@@ -37,8 +37,9 @@ on the slower warp instructions.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.hardware import DTYPES, Hardware
 from vit_fast.kernels.tuning import cdiv
+
+from .hardware import DTYPES, Hardware
 
 # estimates, all of them; instructions as read from machine code for sm_90, at 128 x 256, but for "folded" and
 # "statistics", which are counted in the source of kernels/folding.py: 3 and 6 an element more

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 import vit_fast
-from benchmarks.measure import in_turn, machine, quantile, write
 from vit_fast import onednn, torch_ops
 from vit_fast.state import state_of
+
+from .measure import in_turn, machine, quantile, write
 
 DTYPES = (torch.float32, torch.bfloat16)
 BATCHES = (1, 8)

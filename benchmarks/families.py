@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import vit_fast
-from benchmarks.drop_in import show, with_attention
-from benchmarks.measure import in_turn, machine, quantile, write
+
+from .drop_in import show, with_attention
+from .measure import in_turn, machine, quantile, write
 
 BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
 BATCHES = (1, 8)

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +70,20 @@ def cpu_name() -> str:
     path = "/proc/cpuinfo"
     found = re.search(r"model name\s*: (.+)", Path(path).read_text()) if os.path.exists(path) else None  # fmt: skip
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The git commit of the checkout, "+" behind it where files differ; None without git or a repository."""
+    if shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def write(name: str, results: dict[str, Any], record: bool) -> Path:

@@ -8,14 +8,17 @@ the products behind it, with dependent launches, or both.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.chosen import (
+from vit_fast.kernels.tuning import cdiv
+from vit_fast.workload import Model, Operation, operations
+
+from .chosen import (
     attention_program,
     by_descriptors,
     gated_tile,
     linear_tile,
     patch_tile,
 )
-from benchmarks.costs import (
+from .costs import (
     DEPENDENT_FETCH_US,
     DEPENDENT_GAP,
     FILL_US,
@@ -28,9 +31,7 @@ from benchmarks.costs import (
     warm,
     wave_efficiency,
 )
-from benchmarks.hardware import DTYPES, Hardware
-from vit_fast.kernels.tuning import cdiv
-from vit_fast.workload import Model, Operation, operations
+from .hardware import DTYPES, Hardware
 
 
 @dataclass(frozen=True)

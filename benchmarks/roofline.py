@@ -23,12 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.compared import Found, compare, comparison_lines
-from benchmarks.hardware import DTYPES, GPUS, Hardware
 from vit_fast.workload import MODELS
 
+from .compared import Found, compare, comparison_lines
+from .hardware import DTYPES, GPUS, Hardware
+
 if TYPE_CHECKING:
-    from benchmarks.prediction import Forecast, Way
+    from .prediction import Forecast, Way
 
 BATCHES = (1, 8, 32, 64, 256)
 MARKS = ("<!-- roofline: begin -->", "<!-- roofline: end -->")
@@ -70,7 +71,7 @@ def forecasts(
     hw: Hardware, models: Iterable[str], batches: Iterable[int], dtype: str, way: "Way"
 ) -> Found:
     """(name of the model, batch) -> its forecast. Needs triton."""
-    from benchmarks.prediction import forecast
+    from .prediction import forecast
 
     return {(m, b): forecast(hw, MODELS[m], b, dtype, way) for m in models for b in batches}
 
@@ -130,7 +131,7 @@ def summary(found: Found) -> Iterator[str]:
 
 def ways(hw: Hardware, models: Iterable[str], dtype: str) -> Iterator[str]:
     """A table in Markdown: one image in each way that this GPU and dtype have."""
-    from benchmarks.prediction import WAYS, forecast
+    from .prediction import WAYS, forecast
 
     own = [w for w in WAYS if not (w.folded and dtype == "fp32") and not (w.dependent and hw.arch < 90)]  # fmt: skip
     names = ("statistics", *COLUMNS)
@@ -205,8 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     hw = GPUS[args.gpu]
     path = args.results or Path(__file__).parent / "results" / hw.slug / "gpu.json"
     try:
-        from benchmarks.chosen import source, switches
-        from benchmarks.prediction import Way
+        from .chosen import source, switches
+        from .prediction import Way
 
         on = switches(hw)
         asked = args.folded, args.dependent

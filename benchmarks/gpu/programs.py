@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.results import ROOT
 from benchmarks.gpu.setting import Setting
+from vit_fast.accuracy import distances
 from vit_fast.kernels import (
     attention,
     layer_norm,
@@ -22,9 +23,8 @@ from vit_fast.kernels import (
 from vit_fast.ops import torch_ops
 from vit_fast.workload import Operation
 
-# the tolerance rule and the awkward tensors have one home
+# the awkward tensors have one home
 sys.path.insert(0, str(ROOT / "tests"))
-from accuracy import distances
 
 Result = Tensor | tuple[Tensor, ...]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -102,20 +102,6 @@ def source() -> str:
     return digest.hexdigest()[:12]
 
 
-def commit() -> str | None:
-    """The git commit of the checkout, "+" behind it where files differ; None without git or a repository."""
-    if shutil.which("git") is None:
-        return None
-
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-
-    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 SMI = ("driver_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit",
        "temperature.gpu")  # fmt: skip
 

@@ -1,0 +1,66 @@
+"""The cases of cold start, measured: see cold_start.py for what a process does."""
+
+import tempfile
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from . import cold_start, subjects
+from .host import clocks
+from .measured import compare, described, disturbed, empty_row, in_words
+from .method import Method, statistics
+from .registry import Case
+from .results import Case as Found
+from .task import DTYPES
+
+ROUNDS = 3
+
+
+def measure(
+    case: Case,
+    device: torch.device,
+    method: Method,
+    peaks: dict[str, Any],
+    say: Callable[[str], None] = lambda words: None,
+) -> Found:
+    """In turn, ROUNDS times, behind a round that is not timed: files and kernels lie where a second start has them."""
+    found = described(case, device)
+    rows = {name: empty_row(name) for name in case.programs}
+    found["rows"] = list(rows.values())
+    times: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        subjects.make(case.subject, "tokens").save_pretrained(folder)
+        of = dict(
+            folder=folder,
+            cls=case.of.classes["tokens"],
+            dtype=str(DTYPES[case.dtype]).removeprefix("torch."),
+            device=device.type,
+            batch=case.batch,
+            side=case.of.model.image,
+        )
+        for turn in range(1 + ROUNDS):
+            for name, row in rows.items():
+                if row["status"] != "ok":
+                    continue
+                say(name)
+                try:
+                    one = cold_start.once(name, **of)
+                except (RuntimeError, OSError) as error:
+                    row.update(status="failed", why=in_words(error))
+                    continue
+                if turn:
+                    times[name].append(one)
+    for name, row in rows.items():
+        if row["status"] != "ok":
+            continue
+        ms = [t for t, _ in times[name]]
+        row.update(statistics(ms, ms, case.batch))
+        parts = [p for _, p in times[name]]
+        row["parts"] = {part: round(median(p[part] for p in parts), 3) for part in parts[0]}
+        row["first_s"] = row["p50_ms"] / 1e3
+    found["clocks"]["after"] = clocks(device)
+    found["disturbed"] = disturbed(found, 0.0, method)
+    compare(found, peaks)
+    return found

@@ -1,0 +1,120 @@
+"""What the machine does beside the program that is timed: clocks, other processes, memory."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+MIB = 1 << 20
+SMI = {"clocks.sm": "mhz", "clocks.mem": "memory_mhz", "power.draw": "watts", "temperature.gpu": "celsius"}  # fmt: skip
+
+
+def clocks(device: torch.device) -> dict[str, float]:
+    """MHz, W and degrees Celsius as far as the machine tells; {} where it tells nothing."""
+    return _gpu(device) if device.type == "cuda" else _cpu()
+
+
+def _cpu() -> dict[str, float]:
+    found: dict[str, float] = {}
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        mhz = [float(m) for m in re.findall(r"cpu MHz\s*: ([\d.]+)", path.read_text())]
+        if mhz:
+            found["mhz"] = round(sum(mhz) / len(mhz), 1)
+    zone = Path("/sys/class/thermal/thermal_zone0/temp")
+    with contextlib.suppress(OSError, ValueError):
+        # a virtual machine has none, or does not tell
+        found["celsius"] = int(zone.read_text()) / 1000
+    return found
+
+
+def _gpu(device: torch.device) -> dict[str, float]:
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    # nvidia-smi counts every GPU, CUDA those that are visible: the uuid is the same for both
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    asked = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits", f"--id={uuid}"]  # fmt: skip
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found = {}
+    for name, value in zip(SMI.values(), done.stdout.strip().split(", "), strict=False):
+        try:
+            found[name] = float(value)
+        except ValueError:
+            continue  # "[N/A]"
+    return found
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Seconds of processor time since the machine started: of all processes, stolen by the host, of this process."""
+
+    everyone: float
+    stolen: float
+    own: float
+
+    @classmethod
+    def now(cls) -> "Busy | None":
+        path = Path("/proc/stat")
+        if not path.exists():
+            return None
+        user, nice, system, _, _, irq, soft, steal = map(int, path.read_text().split()[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        return cls((user + nice + system + irq + soft) / tick, steal / tick, own)
+
+    def foreign(self, before: "Busy", seconds: float) -> float:
+        """The share of all processors that was not this process's while it might have used them."""
+        taken = (self.everyone - before.everyone) - (self.own - before.own)
+        return max(0.0, taken + self.stolen - before.stolen) / (seconds * (os.cpu_count() or 1))
+
+
+def last_level_cache() -> int:
+    """Bytes, 32 MiB where the machine does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = re.fullmatch(r"(\d+)([KM]?)", path.read_text().strip()).groups()
+        sizes.append(int(number) * {"": 1, "K": 1 << 10, "M": MIB}[unit])
+    return max(sizes, default=32 * MIB)
+
+
+class PeakMemory:
+    """with PeakMemory(device) as peak: ...; peak.mib is what was taken beside what was there, or None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.mib = device, None
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+            return self
+        try:
+            # the peak of the resident memory counts from here
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _resident("VmRSS")
+        except OSError:
+            self.before = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.before is None:
+            return
+        if self.device.type == "cuda":
+            now = torch.cuda.max_memory_allocated(self.device)
+        else:
+            now = _resident("VmHWM")
+        self.mib = round(max(0, now - self.before) / MIB, 1)
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) << 10

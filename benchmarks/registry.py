@@ -1,0 +1,266 @@
+"""What is measured, as data: a Case is one computation on one device, and the programs that are compared in it.
+
+Every front end (`python -m benchmarks run`, `vit-fast bench`, `pytest benchmarks`) takes its cases from here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from vit_fast.workload import Operation, operations
+
+from .subjects import SUBJECTS, Subject
+
+ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+OURS = ("vit-fast", "vit-fast ViT")
+HF = ("transformers, eager", "transformers, sdpa")
+CPU_RIVALS = (
+    *HF,
+    "torch.compile",
+    "torch.compile max-autotune",
+    "ONNX Runtime",
+    "OpenVINO",
+    "timm, torch.compile",
+)
+GPU_RIVALS = (
+    *HF,
+    "transformers, sdpa flash",
+    "transformers, sdpa efficient",
+    "transformers, sdpa cuDNN",
+    "torch.compile",
+    "torch.compile reduce-overhead",
+    "torch.compile max-autotune",
+    "timm, torch.compile",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """layer, subject, what, dtype, batch, cache: as in results.py. The baseline is the first of `programs`.
+
+    programs of an ablation: empty, its steps are those of the device's table of operations (tasks.steps).
+    """
+
+    layer: str
+    subject: str
+    what: str
+    dtype: str
+    batch: int
+    programs: tuple[str, ...]
+    cache: str = "warm"
+
+    @property
+    def of(self) -> Subject:
+        return SUBJECTS[self.subject]
+
+    @property
+    def name(self) -> str:
+        words = [self.of.title, self.what, self.dtype, f"batch {self.batch}"]
+        if self.layer != "model":
+            words.insert(0, self.layer)
+        if self.cache == "cold":
+            words.append("cold cache")
+        return " ".join(words)
+
+    @property
+    def baseline(self) -> str:
+        return self.programs[0]
+
+    @property
+    def scenario(self) -> str:
+        return "single stream" if self.batch == 1 else "offline"
+
+    @cached_property
+    def operations(self) -> tuple[Operation, ...]:
+        return tuple(operations(self.of.model, self.batch, ITEMSIZE[self.dtype]))
+
+    @cached_property
+    def operation(self) -> Operation | None:
+        """Of an operation's case, with its shape; "fc1" with its activation, "proj" and "fc2" with the residual."""
+        found = [o for o in self.operations if o.name == self.what]
+        return found[0] if self.layer == "operation" else None
+
+    @property
+    def flops(self) -> float | None:
+        """Of a call. An image pooled or classified needs no less, though some programs leave rows out."""
+        if self.layer == "cold start":
+            return None
+        if self.operation is not None:
+            return self.operation.flops or None
+        if self.layer == "block":
+            inside = [o for o in self.operations if o.op != "patch_embed"]
+            return sum(o.flops * o.count for o in inside) / self.of.model.depth
+        return sum(o.flops * o.count for o in self.operations)
+
+    @property
+    def bytes(self) -> float | None:
+        return self.operation and self.operation.bytes
+
+    @property
+    def count(self) -> int | None:
+        """How often a forward pass has this operation."""
+        return self.operation and self.operation.count
+
+
+OPERATIONS = ("patch_embed", "layer_norm", "qkv", "attention", "proj", "fc1", "fc2")
+
+
+def models(
+    subjects: Mapping[str, tuple[str, ...]],
+    dtypes: tuple[str, ...],
+    batches: tuple[int, ...],
+    rivals: tuple[str, ...],
+) -> Iterator[Case]:
+    """subjects: key -> the outputs that are asked for."""
+    for subject, outputs in subjects.items():
+        for output in outputs:
+            for dtype in dtypes:
+                for batch in batches:
+                    yield Case("model", subject, output, dtype, batch, (*rivals, *OURS))
+
+
+def operation_cases(
+    subject: str, dtype: str, batch: int, caches: tuple[str, ...] = ("warm",)
+) -> Iterator[Case]:
+    for what in OPERATIONS:
+        for cache in caches:
+            rivals = ("PyTorch",)
+            if what == "attention" and "cold" in caches:
+                rivals += tuple(r for r in GPU_RIVALS if r.startswith("transformers, sdpa "))
+            yield Case("operation", subject, what, dtype, batch, (*rivals, "vit-fast"), cache)
+
+
+def block(subject: str, dtype: str, batch: int, rivals: tuple[str, ...]) -> Case:
+    return Case("block", subject, "block", dtype, batch, (*rivals, "vit-fast"))
+
+
+def ablation(subject: str, dtype: str, batch: int) -> Case:
+    return Case("ablation", subject, "tokens", dtype, batch, ("transformers, eager",))
+
+
+def end_to_end(subject: str, what: str, dtype: str, batch: int) -> Case:
+    return Case("end to end", subject, what, dtype, batch, (*HF, *OURS))
+
+
+def cold_start(subject: str, dtype: str, rivals: tuple[str, ...]) -> Case:
+    return Case("cold start", subject, "first answer", dtype, 1, (*rivals, *OURS))
+
+
+def quick(device: str) -> Iterator[Case]:
+    """Minutes: one model with every rival, its operations, a block, what each fusion gives, from JPEG, from nothing."""
+    main = "vit-b-16"
+    if device == "cuda":
+        yield from models({main: ("tokens",)}, ("bf16",), (1, 64), HF)
+        yield from operation_cases(main, "bf16", 64, ("cold", "warm"))
+        yield block(main, "bf16", 64, HF)
+        yield ablation(main, "bf16", 64)
+        yield end_to_end(main, "jpeg to logits", "bf16", 1)
+        return
+    rivals = (*HF, "torch.compile", "ONNX Runtime", "OpenVINO")
+    yield from models({main: ("tokens",)}, ("fp32",), (1,), rivals)
+    yield from models({main: ("tokens",)}, ("bf16",), (1,), (*HF, "OpenVINO"))
+    yield from operation_cases(main, "fp32", 1)
+    yield block(main, "fp32", 1, HF)
+    yield ablation(main, "fp32", 1)
+    yield end_to_end(main, "jpeg to logits", "fp32", 1)
+    yield cold_start(main, "fp32", ("transformers, sdpa",))
+
+
+def full(device: str) -> Iterator[Case]:
+    """Everything that a day's argument needs."""
+    if device == "cuda":
+        yield from gpu(device)
+        return
+    main = {
+        "vit-b-16": ("tokens",),
+        "siglip-b-16": ("tokens",),
+        "dinov2-b-14": ("tokens",),
+    }
+    head = {"vit-b-16": ("logits",), "siglip-b-16": ("pooled",), "dinov2-b-14": ("pooled",)}
+    yield from models(main, ("fp32", "bf16"), (1, 8), CPU_RIVALS)
+    yield from models(head, ("fp32", "bf16"), (1, 8), (*HF, "ONNX Runtime", "OpenVINO"))
+    for dtype in ("fp32", "bf16"):
+        for batch in (1, 8):
+            yield from operation_cases("vit-b-16", dtype, batch)
+            yield block("vit-b-16", dtype, batch, (*HF, "OpenVINO"))
+            yield ablation("vit-b-16", dtype, batch)
+        yield end_to_end("vit-b-16", "jpeg to logits", dtype, 1)
+        yield end_to_end("vit-b-16", "uint8 to logits", dtype, 8)
+    yield cold_start("vit-b-16", "fp32", ("transformers, sdpa", "torch.compile"))
+
+
+def families(device: str) -> Iterator[Case]:
+    """Every family at its base size, against transformers alone."""
+    outputs = {
+        "vit-b-16": ("tokens",),
+        "deit-b-16": ("logits",),
+        "dinov2-b-14": ("tokens",),
+        "dinov2-b-14-registers": ("tokens",),
+        "dinov3-b-16": ("tokens",),
+        "siglip-b-16": ("pooled",),
+        "siglip2-b-16-naflex": ("pooled",),
+        "clip-b-16": ("tokens",),
+        "ijepa-b-14": ("tokens",),
+    }
+    dtypes = ("bf16",) if device == "cuda" else ("fp32", "bf16")
+    yield from models(outputs, dtypes, (1, 8), HF)
+
+
+def gpu(device: str) -> Iterator[Case]:
+    """The models that people run, in bf16, from one image to many."""
+    first = {"vit-b-16": ("tokens",), "vit-l-16": ("tokens",), "siglip-b-16": ("tokens",)}
+    large = {
+        "so400m-14-384": ("tokens",),
+        "clip-l-14-336": ("tokens",),
+        "dinov2-b-14-518": ("tokens",),
+        "deit-b-16": ("tokens",),
+    }
+    yield from models(first, ("bf16",), (1, 8, 64, 256), GPU_RIVALS)
+    yield from models(large, ("bf16",), (1, 64), GPU_RIVALS)
+    for subject in ("vit-b-16", "vit-l-16"):
+        yield from operation_cases(subject, "bf16", 64, ("cold", "warm"))
+        yield block(subject, "bf16", 64, (*HF, "torch.compile max-autotune"))
+        yield ablation(subject, "bf16", 64)
+    yield ablation("vit-b-16", "bf16", 1)
+    yield end_to_end("vit-b-16", "jpeg to logits", "bf16", 1)
+    yield end_to_end("vit-b-16", "uint8 to logits", "bf16", 64)
+    yield cold_start("vit-b-16", "bf16", ("transformers, sdpa", "torch.compile"))
+
+
+def toy(device: str) -> Iterator[Case]:
+    """Each layer once, in seconds: what tests run, and no speed of it means anything."""
+    yield from models({"toy": ("tokens",)}, ("fp32",), (1, 2), HF)
+    yield from operation_cases("toy", "fp32", 1)
+    yield block("toy", "fp32", 1, HF)
+    yield ablation("toy", "fp32", 1)
+    yield end_to_end("toy", "uint8 to logits", "fp32", 2)
+
+
+SUITES: Mapping[str, Callable[[str], Iterator[Case]]] = {
+    "quick": quick,
+    "full": full,
+    "families": families,
+    "gpu": gpu,
+    "toy": toy,
+}
+
+
+def cases(suite: str, device: str, only: tuple[str, ...] = ()) -> list[Case]:
+    """Of a suite on "cpu" or "cuda"; of them those whose name contains one of `only`.
+
+    ValueError for a suite that is not known or made for the other device, and where `only` leaves nothing.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"no suite {suite!r}, expected one of {', '.join(SUITES)}")
+    if suite == "gpu" and device != "cuda":
+        raise ValueError(
+            "the suite gpu is for CUDA; on this device there are quick, full and families"
+        )
+    found = list(SUITES[suite](device))
+    kept = [c for c in found if not only or any(word.lower() in c.name.lower() for word in only)]
+    if not kept:
+        raise ValueError(
+            f"--only {' '.join(only)}: no such case; the first of {len(found)} is {found[0].name!r}"
+        )
+    return kept

@@ -1,0 +1,2 @@
+def show(path, results, pictures=True):
+    print(path)

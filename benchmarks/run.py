@@ -1,0 +1,172 @@
+"""python -m benchmarks run: a suite, measured, saved after each case, and reported."""
+
+import argparse
+import importlib.metadata
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cold, measured
+from .measure import ROOT, commit, machine
+from .method import Method
+from .peaks import peaks
+from .registry import SUITES, Case, cases
+from .results import FORMAT, Results, ranked, slug, timed, write
+
+# seconds of timing a case
+SECONDS = {"quick": 4.0, "toy": 0.0}
+PACKAGES = ("triton", "onnxruntime", "openvino", "timm", "onnx", "onnxscript")
+
+
+def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
+    """Exit status: 0; 1 where a program of ours is wrong or failed; 2 where the call is wrong. Never of a time."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures vit-fast and its rivals in one run: accuracy against float64 first, then times in turn.\n"
+        "Writes one results file, saved after each case, and beside it a page to look at.",
+        epilog="suites:\n"
+        + "\n".join(
+            f"  {name:10}{suite.__doc__.splitlines()[0]}" for name, suite in SUITES.items()
+        ),
+    )
+    parser.add_argument("--suite", default="quick", choices=SUITES, help="default: quick")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="cases with TEXT in the name"
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of timing a case; default: 20, quick: 4"
+    )
+    parser.add_argument("--list", action="store_true", help="name the cases and leave")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: .benchmarks/<device>/<suite>.json"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="to benchmarks/results/<device>/ of this checkout"
+    )
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="leave the page and the plots out"
+    )
+    args = parser.parse_args(argv)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: PyTorch finds no CUDA device here", file=sys.stderr)
+        return 2
+    try:
+        chosen = cases(args.suite, device, tuple(args.only))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.list:
+        print("\n".join(case.name for case in chosen))
+        return 0
+    seconds = SECONDS.get(args.suite, 20.0) if args.seconds is None else args.seconds
+    path = args.out or place(args.suite, device, args.record)
+    started = begun(
+        args.suite, " ".join(argv), device, Method(seconds=seconds), {c.dtype for c in chosen}
+    )
+    results = run(chosen, torch.device(device), Method(seconds=seconds), path, started)
+    from .report import show
+
+    show(path, results, pictures=not args.no_pictures)
+    return 1 if failures(results) else 0
+
+
+def place(suite: str, device: str, record: bool) -> Path:
+    """Where a results file goes. git does not look into .benchmarks."""
+    folder = ROOT / "benchmarks/results" if record else Path(".benchmarks")
+    return folder / slug(str(machine(device)["device"])) / f"{suite}.json"
+
+
+def begun(suite: str, arguments: str, device: str, method: Method, dtypes: set[str]) -> Results:
+    """A results file without cases."""
+    return {
+        "format": FORMAT,
+        "machine": {**machine(device), "rivals": {name: version(name) for name in PACKAGES}},
+        "run": {
+            "suite": suite,
+            "arguments": arguments,
+            "device": device,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": 0.0,
+            "commit": commit(),
+            "front": "run" if method.order == "in turn" else "pytest",
+        },
+        "method": {**asdict(method), "text": method.text(device)},
+        "peaks": peaks(torch.device(device), dtypes),
+        "cases": [],
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def run(
+    chosen: list[Case],
+    device: torch.device,
+    method: Method,
+    path: Path,
+    results: Results,
+    say: Callable[[str], None] = print,
+) -> Results:
+    """Measures case by case; what was measured is in the file also if it is stopped."""
+    begin = time.perf_counter()
+    try:
+        for i, case in enumerate(chosen, 1):
+            words = f"[{i}/{len(chosen)}] {case.name}"
+            at = Progress(words)
+            how = cold.measure if case.layer == "cold start" else measured.measure
+            found = how(case, device, method, results["peaks"], at)
+            at.done()
+            results["cases"].append(found)
+            results["run"]["seconds"] = round(time.perf_counter() - begin, 1)
+            write(path, results)
+            say(f"{words}: {in_brief(found)}")
+    except KeyboardInterrupt:
+        say("\nstopped; what was measured until here is kept")
+    return results
+
+
+class Progress:
+    """What is being done now, on one line of a terminal; nothing where nobody looks."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.width = words, 0
+
+    def __call__(self, at: str) -> None:
+        if sys.stderr.isatty():
+            line = f"{self.words}: {at} ..."
+            print(f"\r{line:{self.width}}", end="", file=sys.stderr, flush=True)
+            self.width = len(line)
+
+    def done(self) -> None:
+        if self.width:
+            print("\r" + " " * self.width + "\r", end="", file=sys.stderr, flush=True)
+
+
+def in_brief(found: dict[str, Any]) -> str:
+    rows = [f"{row['program']} {row['p50_ms']:.4g} ms" for row in timed(found)]
+    missing = [f"{row['program']} {row['status']}" for row in found["rows"] if row["p50_ms"] is None]  # fmt: skip
+    best = ranked(found)
+    first = f", first {best[0]['program']}" if best else ""
+    return ", ".join(rows + missing) + first + (" (disturbed)" if found["disturbed"] else "")
+
+
+def failures(results: Results) -> list[str]:
+    """What of ours is wrong or failed."""
+    return [
+        f"{case['name']}: {row['program']} {row['status']}, {row['why']}"
+        for case in results["cases"]
+        for row in case["rows"]
+        if row["ours"] and row["status"] in ("wrong", "failed")
+    ]
