@@ -1,6 +1,8 @@
 """What the machine does beside the program that is timed: clocks, other processes, memory."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import re
 import shutil
@@ -97,12 +99,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
             return self
-        try:
+        self.before = resident()
+        with contextlib.suppress(OSError):
             # the peak of the resident memory counts from here
             Path("/proc/self/clear_refs").write_text("5")
-            self.before = _resident("VmRSS")
-        except OSError:
-            self.before = None
+            return self
+        self.before = None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -111,10 +113,23 @@ class PeakMemory:
         if self.device.type == "cuda":
             now = torch.cuda.max_memory_allocated(self.device)
         else:
-            now = _resident("VmHWM")
+            now = _status("VmHWM")
         self.mib = round(max(0, now - self.before) / MIB, 1)
 
 
-def _resident(name: str) -> int:
+def resident() -> int | None:
+    """Bytes that this process holds, what malloc keeps for later given back; None where the system does not tell."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS") if Path("/proc/self/status").exists() else None
+
+
+def held(device: torch.device) -> int | None:
+    """Bytes in use on the device: of tensors on a GPU, of this process on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
+
+
+def _status(name: str) -> int:
     found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) << 10

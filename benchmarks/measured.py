@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from .host import Busy, PeakMemory, clocks
+from .host import MIB, Busy, PeakMemory, clocks, held
 from .measure import quantile
 from .method import Method, in_turn, sampler, statistics
 from .registry import Case
@@ -62,6 +62,7 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
     """Makes a program, calls it, judges what it gives and counts what it takes. baseline None: it is this one."""
     row, rival = empty_row(name), rival_of(name)
     found = Prepared(row)
+    before = held(task.device)
     try:
         begin = time.perf_counter()
         program = rival.build(task)
@@ -79,6 +80,8 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
                 program.call(*task.inputs)
                 wait(task.device)
             row["peak_mib"] = peak.mib
+            if before is not None:
+                row["held_mib"] = round((held(task.device) - before) / MIB, 1)
             row["launches"] = launches(program, task) if rival.operators else None
     except Unavailable as reason:
         row.update(status="skipped", why=str(reason))
@@ -222,11 +225,15 @@ def time_them(
 
 def disturbed(found: Found, share: float, method: Method) -> str:
     """Why these times are not to be trusted, or ""."""
-    reasons = [
-        f"the middle half of {row['program']}'s samples is {row['spread']:.0%} of their median wide"
-        for row in timed(found)
-        if row["spread"] > method.spread_bound
-    ]
+    rows = list(timed(found))
+    wide = [row for row in rows if row["spread"] > method.spread_bound]
+    reasons = []
+    if wide:
+        widest = max(row["spread"] for row in wide)
+        reasons.append(
+            f"samples of {len(wide)} of {len(rows)} programs are spread over more than "
+            f"{method.spread_bound:.0%}, up to {widest:.0%}"
+        )
     if found["drift"] is not None and abs(found["drift"]) > method.drift_bound:
         reasons.append(f"the baseline's median moved by {found['drift']:+.0%}")
     if share > method.share_bound:

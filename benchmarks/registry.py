@@ -21,6 +21,7 @@ CPU_RIVALS = (
     "torch.compile max-autotune",
     "ONNX Runtime",
     "OpenVINO",
+    "OpenVINO streams",
     "timm, torch.compile",
 )
 GPU_RIVALS = (
@@ -179,7 +180,9 @@ def full(device: str) -> Iterator[Case]:
     }
     head = {"vit-b-16": ("logits",), "siglip-b-16": ("pooled",), "dinov2-b-14": ("pooled",)}
     yield from models(main, ("fp32", "bf16"), (1, 8), CPU_RIVALS)
-    yield from models(head, ("fp32", "bf16"), (1, 8), (*HF, "ONNX Runtime", "OpenVINO"))
+    yield from models(
+        head, ("fp32", "bf16"), (1, 8), (*HF, "ONNX Runtime", "OpenVINO", "OpenVINO streams")
+    )
     for dtype in ("fp32", "bf16"):
         for batch in (1, 8):
             yield from operation_cases("vit-b-16", dtype, batch)

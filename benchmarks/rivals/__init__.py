@@ -11,7 +11,7 @@ from ..task import Program, Task, Unavailable
 from .compiled import compiled
 from .eager import eager, sdpa
 from .onnx_runtime import onnx_runtime
-from .openvino import openvino
+from .openvino import openvino, openvino_streams
 from .timm import timm_compiled
 
 
@@ -49,6 +49,7 @@ RIVALS = {
         Rival("torch.compile max-autotune", partial(compiled, mode="max-autotune")),
         Rival("ONNX Runtime", onnx_runtime, package="onnxruntime", operators=False),
         Rival("OpenVINO", openvino, package="openvino", operators=False),
+        Rival("OpenVINO streams", openvino_streams, package="openvino", operators=False),
         Rival("timm, torch.compile", timm_compiled, package="timm"),
         _ours("vit-fast"),
         _ours("vit-fast ViT"),
