@@ -65,7 +65,8 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
     before = held(task.device)
     try:
         begin = time.perf_counter()
-        program = rival.build(task)
+        with quiet():
+            program = rival.build(task)
         row["build_s"] = round(time.perf_counter() - begin, 3)
         with program.held():
             begin = time.perf_counter()
@@ -124,7 +125,7 @@ def launches(program: Program, task: Task) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Standard error of libraries goes nowhere: the profiler's prints a line each time it starts and stops."""
+    """Standard error of libraries goes nowhere: autotuning prints tables, the profiler when it starts and stops."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

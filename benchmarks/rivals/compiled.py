@@ -1,9 +1,10 @@
 """torch.compile, whose graph is made for the very shapes of the task.
 
-On a CPU weights are frozen (packed once), as PyTorch's own guide to fast inference on CPUs does it.
+On a CPU its weights are frozen, so that Inductor packs them for oneDNN, as PyTorch's guide to inference on CPUs has it.
 """
 
 import torch
+import torch._inductor.config as inductor
 
 from ..task import Program, Task, Unavailable
 
@@ -12,10 +13,12 @@ def compiled(task: Task, mode: str) -> Program:
     torch.compiler.reset()
     module = task.sdpa()
     if task.device.type != "cpu":
-        return Program(
-            torch.compile(module, mode=None if mode == "default" else mode, dynamic=False)
-        )
+        name = None if mode == "default" else mode
+        return Program(torch.compile(module, mode=name, dynamic=False))
     if mode == "reduce-overhead":
         raise Unavailable("on a CPU this mode is torch.compile's default: there are no CUDA graphs")
-    options = {"freezing": True, "max_autotune": mode == "max-autotune"}
-    return Program(torch.compile(module, options=options, dynamic=False))
+    program = torch.compile(module, dynamic=False)
+    # read when the first call compiles; as an option of torch.compile freezing is without effect in torch 2.13
+    with inductor.patch(freezing=True, max_autotune=mode == "max-autotune"):
+        program(*task.inputs)
+    return Program(program)

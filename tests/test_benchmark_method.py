@@ -1,0 +1,171 @@
+"""How programs are timed: fairness, statistics, and what is called disturbed."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import host, method
+from benchmarks.measured import compare, disturbed
+from benchmarks.method import Method, in_turn, sampler, statistics
+from benchmarks.task import Program
+
+CPU = torch.device("cpu")
+FEW = Method(seconds=0.0, least_rounds=6, pause_ms=0.0)
+
+
+def test_programs_are_timed_in_turn_and_each_is_first_as_often():
+    order = []
+
+    def of(name: str):
+        return lambda: (order.append(name), (1.0, 2.0))[1]
+
+    found = in_turn({name: of(name) for name in "abc"}, FEW)
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds) and len(rounds) == 6
+    assert [r[0] for r in rounds] == ["a", "b", "c"] * 2
+    assert found["b"] == ([1.0] * 6, [2.0] * 6)
+
+
+def test_timing_lasts_as_long_as_is_asked_for():
+    begin = time.perf_counter()
+    found = in_turn({"a": lambda: (time.sleep(0.01), (1.0, 1.0))[1]}, Method(0.2, 1, 0.0))
+    assert 0.2 <= time.perf_counter() - begin < 2.0
+    assert len(found["a"][0]) > 1
+
+
+def test_nothing_to_time_ends_at_once():
+    assert in_turn({}, Method(seconds=60.0)) == {}
+
+
+def test_the_programs_pause(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(method.time, "sleep", pauses.append)
+    in_turn({"a": lambda: (1.0, 1.0), "b": lambda: (1.0, 1.0)}, Method(0.0, 2, 20.0))
+    assert pauses == [0.02] * 4
+
+
+def test_statistics_are_those_of_the_samples():
+    samples = [float(i) for i in range(101)][::-1]
+    found = statistics(samples, [2.0, 4.0, 6.0], batch=8)
+    assert (found["p50_ms"], found["p90_ms"], found["p99_ms"], found["least_ms"]) == (50, 90, 99, 0)
+    assert found["spread"] == pytest.approx((75 - 25) / 50)
+    assert found["images_s"] == pytest.approx(8 / 4e-3)
+    assert found["samples_ms"] == samples  # in the order in which they came
+
+
+@pytest.mark.parametrize("ms, calls", [(1.0, 4), (2.5, 2), (20.0, 1)])
+def test_a_short_call_is_timed_several_times_over(ms, calls):
+    made = []
+
+    def call() -> None:
+        made.append(time.sleep(ms / 1e3))
+
+    sample = sampler(Program(call), (), CPU, "model", "warm")
+    made.clear()
+    latency, burst = sample()
+    # one of them is behind the pause, untimed
+    assert len(made) in (calls, calls + 1)
+    assert latency == burst and ms <= latency < 4 * ms
+
+
+def test_what_holds_a_program_is_entered_around_the_time():
+    import contextlib
+
+    at = []
+
+    @contextlib.contextmanager
+    def held():
+        at.append("in")
+        time.sleep(0.05)
+        yield
+        at.append("out")
+
+    def call() -> None:
+        at.append("call")
+        time.sleep(0.005)
+
+    sample = sampler(Program(call, held), (), CPU, "model", "warm")
+    at.clear()
+    assert sample()[0] < 40
+    assert at[0] == "in" and at[-1] == "out" and set(at[1:-1]) == {"call"}
+
+
+def test_a_cold_cache_is_flushed_before_each_call(monkeypatch):
+    at = []
+    monkeypatch.setattr(method, "_flusher", lambda device: lambda: at.append("flush"))
+    sample = sampler(Program(lambda: at.append("call")), (), CPU, "operation", "cold")
+    at.clear()
+    sample(), sample()
+    assert at == ["flush", "call"] * 2
+
+
+def case(spreads: dict[str, float], drift: float | None = 0.0) -> dict:
+    rows = [{"program": p, "status": "ok", "spread": s} for p, s in spreads.items()]
+    return {"rows": rows, "drift": drift}
+
+
+@pytest.mark.parametrize(
+    "found, share, words",
+    [
+        (case({"a": 0.09, "b": 0.01}, 0.04), 0.04, ""),
+        (case({"a": 0.12, "b": 0.3}), 0.0, "samples of 2 of 2 programs are spread over more than 10%, up to 30%"),
+        (case({"a": 0.0}, -0.06), 0.0, "the baseline's median moved by -6%"),
+        (case({"a": 0.0}, None), 0.2, "others took 20% of the processors"),
+    ],
+)  # fmt: skip
+def test_a_disturbed_case_says_why(found, share, words):
+    assert disturbed(found, share, Method()) == words
+
+
+def test_rates_and_shares():
+    def row(program: str, ms: float) -> dict:
+        return {"program": program, "status": "ok", "p50_ms": ms, "images_s": 4 / ms * 1e3}
+
+    found = {
+        "baseline": "slow", "dtype": "fp32", "batch": 4, "flops": 2e9, "bytes": 1e6,
+        "rows": [row("slow", 10.0), row("fast", 4.0)],
+    }  # fmt: skip
+    compare(found, {"fp32": {"measured_tflops": 1.0, "nominal_tflops": None}, "copy_gbps": 10.0})
+    fast = found["rows"][1]
+    assert fast["speed_up"] == 2.5
+    assert fast["tflops"] == pytest.approx(0.5) and fast["mfu"] == pytest.approx(0.5)
+    assert fast["gbps"] == pytest.approx(0.25)
+    assert "mfu_nominal" not in fast
+
+
+def test_the_share_of_others_leaves_out_our_own():
+    cores = __import__("os").cpu_count()
+    before, now = host.Busy(100.0, 1.0, 50.0), host.Busy(104.0, 1.5, 53.0)
+    assert now.foreign(before, 2.0) == pytest.approx((4 - 3 + 0.5) / (2.0 * cores))
+    assert host.Busy(101.0, 1.0, 53.0).foreign(before, 2.0) == 0.0
+
+
+def test_this_process_is_seen_to_be_busy():
+    before, begin = host.Busy.now(), time.perf_counter()
+    if before is None:
+        pytest.skip("no /proc/stat")
+    while time.perf_counter() - begin < 0.3:
+        pass
+    assert host.Busy.now().own - before.own > 0.1
+
+
+def test_the_peak_of_memory_counts_what_a_call_takes_and_gives_back():
+    with host.PeakMemory(CPU) as peak:
+        torch.zeros(64 << 20, dtype=torch.uint8).add_(1)
+    if peak.mib is None:
+        pytest.skip("this system does not tell the peak")
+    assert 60 <= peak.mib < 80
+    with host.PeakMemory(CPU) as nothing:
+        pass
+    assert nothing.mib < 8
+
+
+def test_what_is_held_grows_with_what_is_kept():
+    before = host.held(CPU)
+    if before is None:
+        pytest.skip("this system does not tell")
+    kept = torch.zeros(64 << 20, dtype=torch.uint8).add_(1)
+    assert 60 << 20 <= host.held(CPU) - before < 80 << 20
+    del kept
+    assert host.held(CPU) - before < 16 << 20
