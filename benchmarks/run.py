@@ -41,7 +41,7 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
         "--only", nargs="+", default=[], metavar="TEXT", help="cases with TEXT in the name"
     )
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of timing a case; default: 20, quick: 4"
+        "--seconds", type=seconds_of, metavar="S", help="of timing a case; default: 20, quick: 4"
     )
     parser.add_argument("--list", action="store_true", help="name the cases and leave")
     parser.add_argument(
@@ -76,6 +76,13 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
 
     show(path, results, pictures=not args.no_pictures)
     return 1 if failures(results) else 0
+
+
+def seconds_of(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of seconds, 0 or more")
+    return value
 
 
 def place(suite: str, device: str, record: bool) -> Path:

@@ -17,7 +17,7 @@ def sdpa(task: Task, backend: str | None = None) -> Program:
     module = task.sdpa()
     if backend is None:
         return Program(module)
-    held = partial(sdpa_kernel, SDPBackend[backend])
+    held = partial(sdpa_kernel, getattr(SDPBackend, backend))
     try:
         with held():
             module(*task.inputs)
