@@ -213,7 +213,7 @@ def time_them(
         for name, p in ready.items()
     }
     before, begin = Busy.now(), time.perf_counter()
-    times = in_turn(samplers, method)
+    times = in_turn(samplers, method, case.layer)
     share = Busy.now().foreign(before, time.perf_counter() - begin) if before else 0.0
     for name, (samples, bursts) in times.items():
         ready[name].row.update(statistics(samples, bursts, case.batch))

@@ -19,6 +19,8 @@ SAMPLE_MS = 4.0
 # shorter programs are called once, untimed, behind the pause: their processors have gone to sleep
 SHORT_MS = 50.0
 MOST_ROUNDS = 500
+# of the seconds of a case; a whole model's is 1
+SHARE = {"operation": 0.1, "block": 0.3, "end to end": 0.5}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Method:
     others took.
     """
 
-    seconds: float = 20.0
+    seconds: float = 10.0
     least_rounds: int = 5
     pause_ms: float = 20.0
     spread_bound: float = 0.10
@@ -49,7 +51,7 @@ class Method:
         order = f"programs run {turns if self.order == 'in turn' else self.order}, "
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
-            f"warm-up {order}about {self.seconds:g} s a case and at least {self.least_rounds} samples a program, "
+            f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least {self.least_rounds} samples a program, "
             f"{self.pause_ms:g} ms apart, on random inputs; the baseline once more at the end. A case is called "
             "disturbed if the middle half of a program's samples is wider than "
             f"{self.spread_bound:.0%} of their median, if the baseline moved by more than {self.drift_bound:.0%}, "
@@ -148,14 +150,15 @@ def _on_cuda(
 
 
 def in_turn(
-    samplers: Mapping[str, Sampler], method: Method
+    samplers: Mapping[str, Sampler], method: Method, layer: str = "model"
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Samples of each program, of single calls and of calls not waited for, in the order in which they came."""
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in samplers}
+    seconds = method.seconds * SHARE.get(layer, 1.0)
     names, begin, rounds = list(samplers), time.perf_counter(), 0
     while names and (
         rounds < method.least_rounds
-        or (time.perf_counter() - begin < method.seconds and rounds < MOST_ROUNDS)
+        or (time.perf_counter() - begin < seconds and rounds < MOST_ROUNDS)
     ):
         for name in (*names[rounds % len(names) :], *names[: rounds % len(names)]):
             time.sleep(method.pause_ms / 1e3)

@@ -19,7 +19,7 @@ from .registry import SUITES, Case, cases
 from .results import FORMAT, Results, ranked, slug, timed, write
 
 # seconds of timing a case
-SECONDS = {"quick": 4.0, "toy": 0.0}
+SECONDS = {"quick": 4.0, "families": 6.0, "toy": 0.0}
 PACKAGES = ("triton", "onnxruntime", "openvino", "timm", "onnx", "onnxscript")
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
         "--only", nargs="+", default=[], metavar="TEXT", help="cases with TEXT in the name"
     )
     parser.add_argument(
-        "--seconds", type=seconds_of, metavar="S", help="of timing a case; default: 20, quick: 4"
+        "--seconds", type=seconds_of, metavar="S", help="of timing a case; default: 10, quick: 4"
     )
     parser.add_argument("--list", action="store_true", help="name the cases and leave")
     parser.add_argument(
@@ -66,7 +66,7 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
     if args.list:
         print("\n".join(case.name for case in chosen))
         return 0
-    seconds = SECONDS.get(args.suite, 20.0) if args.seconds is None else args.seconds
+    seconds = SECONDS.get(args.suite, 10.0) if args.seconds is None else args.seconds
     path = args.out or place(args.suite, device, args.record)
     started = begun(
         args.suite, " ".join(argv), device, Method(seconds=seconds), {c.dtype for c in chosen}
