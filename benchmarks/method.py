@@ -51,7 +51,8 @@ class Method:
         order = f"programs run {turns if self.order == 'in turn' else self.order}, "
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
-            f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least {self.least_rounds} samples a program, "
+            f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least "
+            f"{self.least_rounds} samples a program, "
             f"{self.pause_ms:g} ms apart, on random inputs; the baseline once more at the end. A case is called "
             "disturbed if the middle half of a program's samples is wider than "
             f"{self.spread_bound:.0%} of their median, if the baseline moved by more than {self.drift_bound:.0%}, "
