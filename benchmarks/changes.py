@@ -1,9 +1,9 @@
 """What got slower, faster or less accurate between two results files.
 
-Cases and programs are matched by name. What is judged is a program's p50 over that of its case's baseline in the same
-file: both were measured in one run, and the speed of the machine on that day is in both. Where neither file has the
-baseline's time, and the machines are the same, p50 itself is judged. A change counts where it is beyond the spread of
-the times that it is made of, and beyond 2%; benchmarks/medians.py has the maths.
+What is judged is a program's p50 over that of its case's baseline in the same file: both were measured in one run, and
+the speed of the machine on that day is in both. Where the baseline has no time in one of the files, and the machines
+are the same, p50 itself is judged. A change counts where it is beyond the spread of the times that it is made of, and
+beyond 2%; benchmarks/medians.py has the maths.
 
 Between files of one machine the clock is looked at too, and named where it tells something else than the ratio: with
 other work on the machine it does so by chance, so nothing fails by it.
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import medians
-from .results import Case, Results, Row, row_of
-from .words import digits, duration, percent, plain, share
+from .pairs import Alone, Pair, Quantity, differences, matched, quantities, timed_in_both
+from .results import Results
+from .words import digits, percent, plain, share
 
 KINDS = {
     "slower": "Slower, beyond the spread",
@@ -54,74 +55,35 @@ class Change:
         return self.ours and self.kind in ("slower", "less accurate", "lost")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One program in one case of both files."""
-
-    old_case: Case
-    new_case: Case
-    old: Row
-    new: Row
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.new["program"] in (self.old_case["baseline"], self.new_case["baseline"])
-
-    @property
-    def disturbed(self) -> str:
-        said = (("old", self.old_case), ("new", self.new_case))
-        return "; ".join(f"{n}: {plain(c['disturbed'])}" for n, c in said if c["disturbed"])
-
-
 def compared(old: Results, new: Results) -> list[Change]:
-    """What differs beyond the spread, in the order of `old`, then what is new. Of like files: nothing."""
-    pairs, changes = matched(old, new)
+    """What differs beyond the spread, in the order of `old`, then what is new. Of like files: nothing.
+
+    ValueError where a file has two cases of one name.
+    """
+    pairs, alone = matched(old, new)
     same = not differences(old, new)
+    changes = [_alone(found) for found in alone]
     changes += [change for pair in pairs for change in _status(pair)]
     times = [(pair, quantities(pair, same)) for pair in pairs if timed_in_both(pair)]
-    looked_at = sum(len(found) for _, found in times)
+    # those that may fail have alarms of their own: more rivals do not make a guard of ours blunt
+    guarded = [_guarded(pair, i) for pair, found in times for i in range(len(found))]
+    looked_at = {kind: guarded.count(kind) for kind in (True, False)}
     in_turn = all(r["method"].get("order") == "in turn" for r in (old, new))
     for pair, found in times:
-        changes += _judged(pair, found, looked_at, in_turn)
+        changes += _by_time(pair, found, looked_at, in_turn)
     return changes
 
 
-def matched(old: Results, new: Results) -> tuple[list[Pair], list[Change]]:
-    """The programs that both files have, and what only one of them has."""
-    pairs: list[Pair] = []
-    changes: list[Change] = []
-    before, after = ({case["name"]: case for case in r["cases"]} for r in (old, new))
-    for name in dict.fromkeys([*before, *after]):
-        if name not in before or name not in after:
-            kind, case = ("vanished", before[name]) if name in before else ("new", after[name])
-            ours = any(row["ours"] for row in case["rows"])
-            changes.append(Change(kind, name, "", ours, f"a case of {len(case['rows'])} programs"))
-            continue
-        rows_before, rows_after = (
-            {row["program"]: row for row in case["rows"]} for case in (before[name], after[name])
-        )
-        for program in dict.fromkeys([*rows_before, *rows_after]):
-            if program in rows_before and program in rows_after:
-                pair = Pair(before[name], after[name], rows_before[program], rows_after[program])
-                pairs.append(pair)
-                continue
-            kind = "vanished" if program in rows_before else "new"
-            row = rows_before.get(program) or rows_after[program]
-            changes.append(Change(kind, name, program, row["ours"], f"{row['status']} there"))
-    return pairs, changes
+def _guarded(pair: Pair, i: int) -> bool:
+    """Whether the i-th quantity of `pair` may be a regression of ours."""
+    return pair.new["ours"] and i == 0 and not pair.is_baseline and not pair.disturbed
 
 
-def differences(old: Results, new: Results) -> list[str]:
-    """In what the machines' cards differ; not in the version of vit-fast, which is what is compared."""
-    cards = [
-        {**r["machine"], **(r["machine"].get("rivals") or {}), "rivals": None} for r in (old, new)
-    ]
-    keys = dict.fromkeys([*cards[0], *cards[1]])
-    return [
-        f"{key} {cards[0].get(key)} -> {cards[1].get(key)}"
-        for key in keys
-        if key != "vit_fast" and cards[0].get(key) != cards[1].get(key)
-    ]
+def _alone(found: Alone) -> Change:
+    kind, name, rows = "new" if found.in_new else "vanished", found.case["name"], found.case["rows"]
+    if found.row is None:
+        return Change(kind, name, "", any(r["ours"] for r in rows), f"a case of {len(rows)} programs")  # fmt: skip
+    return Change(kind, name, found.row["program"], found.row["ours"], f"{found.row['status']} there")  # fmt: skip
 
 
 def _change(kind: str, pair: Pair, why: str, **numbers: object) -> Change:
@@ -143,17 +105,6 @@ def _status(pair: Pair) -> Iterator[Change]:
             yield _change("less accurate", pair, why, quantity="share", old=before, new=after)
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A time in both files, and all the times that it is made of."""
-
-    name: str
-    old: float
-    new: float
-    samples: tuple[list[float], ...]
-    words: str
-
-
 def judged(old: Results, new: Results) -> list[Pair]:
     """Those whose time is judged: it has a measure, and the case was not disturbed."""
     same = not differences(old, new)
@@ -167,48 +118,15 @@ def judged(old: Results, new: Results) -> list[Pair]:
     ]
 
 
-def timed_in_both(pair: Pair) -> bool:
-    return all(
-        (row := row_of(case, pair.new["program"])) is not None and bool(row["p50_ms"])
-        for case in (pair.old_case, pair.new_case)
-    )
-
-
-def quantities(pair: Pair, same: bool) -> list[Quantity]:
-    """What can be judged, the ratio first. `same`: the machines are, and the clock may be looked at."""
-    baseline = _baseline(pair)
-    found = [_ratio(pair, baseline)] if baseline else []
-    if same:
-        old, new = pair.old["p50_ms"], pair.new["p50_ms"]
-        samples = (pair.old["samples_ms"], pair.new["samples_ms"])
-        words = f"p50 {duration(old)} -> {duration(new)}"
-        found.append(Quantity("p50_ms", old, new, samples, words))
-    return found
-
-
-def _baseline(pair: Pair) -> str | None:
-    """The baseline of either case, the new one's first, where both have its times."""
-    for name in (pair.new_case["baseline"], pair.old_case["baseline"]):
-        rows = [row_of(case, name) for case in (pair.old_case, pair.new_case)]
-        if all(row and row["p50_ms"] for row in rows) and name != pair.new["program"]:
-            return name
-    return None
-
-
-def _ratio(pair: Pair, baseline: str) -> Quantity:
-    rows = (pair.old, row_of(pair.old_case, baseline), pair.new, row_of(pair.new_case, baseline))
-    old, new = (a["p50_ms"] / b["p50_ms"] for a, b in (rows[:2], rows[2:]))
-    words = f"{digits(1 / old)}x -> {digits(1 / new)}x as fast as {baseline}"
-    return Quantity("ratio", old, new, tuple(r["samples_ms"] for r in rows), words)
-
-
-def _judged(pair: Pair, found: list[Quantity], looked_at: int, in_turn: bool) -> Iterator[Change]:
+def _by_time(
+    pair: Pair, found: list[Quantity], looked_at: dict[bool, int], in_turn: bool
+) -> Iterator[Change]:
     """At most one change: by the first quantity; else, by the clock, where that alone moved."""
     if not found and not pair.is_baseline:
         yield _change("unknown", pair, "no baseline is timed in both, and the machines differ")
     for i, q in enumerate(found):
         moved = math.log(q.new / q.old)
-        limit = medians.bound(q.samples, looked_at)
+        limit = medians.bound(q.samples, looked_at[_guarded(pair, i)])
         if limit is not None and (q.name == "p50_ms" or not in_turn):
             # what the machine drifted by is in times that were not taken in the same rounds
             limit += sum(math.log1p(abs(c["drift"] or 0)) for c in (pair.old_case, pair.new_case))

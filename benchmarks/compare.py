@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import medians
-from .changes import KINDS, Change, compared, differences, judged, matched
+from .changes import KINDS, Change, compared, judged
+from .pairs import differences, matched
 from .results import Results, read
 from .words import command, machine, versions
 
@@ -34,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         old, new = read(args.old), read(args.new)
+        changes = compared(old, new)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    changes = compared(old, new)
     for line in text(args.old, old, args.new, new, changes):
         print(_wrapped(line))
     if not args.fail:
@@ -87,8 +88,9 @@ def text(
     count = sum(change.regression for change in changes)
     yield (
         f"{len(pairs)} times judged, {sum(p.new['ours'] for p in pairs)} of them ours; "
-        f"{count} regression{'s' * (count != 1)} of ours{' (marked !)' * bool(count)}. By chance alone, this "
-        f"names something in {medians.ALARMS:.0%} of the comparisons of like files."
+        f"{count} regression{'s' * (count != 1)} of ours{' (marked !)' * bool(count)}. Of the comparisons of like "
+        f"files at most {medians.ALARMS:.0%} name a slower or faster program of ours by chance, "
+        f"and {medians.ALARMS:.0%} anything else."
     )
     if disturbed:
         yield f"Disturbed in a file, times there are not judged: {'; '.join(disturbed)}."

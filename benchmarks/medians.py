@@ -16,10 +16,10 @@ medians add up, and a change is beyond the spread where |change| > quantile * sq
 D. G. Bonett, "Distribution-free confidence intervals for difference and ratio of medians", Journal of Statistical
 Computation and Simulation 72 (2002); the variance: "Estimating the variance of the sample median", 68 (2001).)
 
-The quantile is the one of the normal distribution at 1 - ALARMS / (2 m), where m changes are looked at in one
-comparison (Bonferroni): all m together give a false alarm in at most ALARMS of the comparisons of files that are
-alike. In simulation this holds for ratios from 5 times a program up, where times are normal, exponential, or normal
-with outliers; for uniform ones within a factor of 5, and for 3 and 4 times within 20.
+The quantile is the one of the normal distribution at 1 - ALARMS / (2 m), where m changes are looked at (Bonferroni):
+all m together give a false alarm in at most ALARMS of the comparisons of files that are alike. In simulation this
+holds for ratios from 5 times a program up, where times are normal, exponential, or normal with outliers; for uniform
+ones within a factor of 5, and for 3 and 4 times within 20.
 
 What times within a run do not show, another layout of memory or another clock, is not in that variance: FLOOR is for
 it. A program and its baseline that are slowed by the same neighbours, as in rounds, only make it an overestimate.
