@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from . import medians
 from .pairs import Alone, Pair, Quantity, differences, matched, quantities, timed_in_both
+from .phrases import digits, plain
 from .results import Results
-from .words import digits, percent, plain, share
+from .words import accuracy_share, percent
 
 KINDS = {
     "slower": "Slower, beyond the spread",
@@ -98,7 +99,7 @@ def _status(pair: Pair) -> Iterator[Change]:
         why = plain(new["why"] if kind != "gained" else old["why"]) or "no reason given"
         yield _change(kind, pair, f"{old['status']} -> {new['status']}: {why}")
     elif new["status"] == "ok":
-        before, after = share(old), share(new)
+        before, after = accuracy_share(old), accuracy_share(new)
         # a NaN is no error within what is allowed
         if after is not None and not after <= 1 and (before is None or before <= 1):
             why = f"{digits(before)} -> {digits(after)} of the error that is allowed"

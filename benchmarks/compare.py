@@ -17,8 +17,8 @@ from pathlib import Path
 from . import medians
 from .changes import KINDS, Change, compared, judged
 from .pairs import differences, matched
+from .phrases import command, machine, versions
 from .results import Results, read
-from .words import command, machine, versions
 
 
 def main(argv: Sequence[str]) -> int:

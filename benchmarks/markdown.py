@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .results import TIMED, Case, Results, Row, read, row_of
-from .words import command, digits, machine, plain, ranked, scaled, share, versions
+from .phrases import command, digits, machine, plain, scaled, versions
+from .results import TIMED, Case, Results, Row, ranked, read, row_of
+from .words import accuracy_share
 
 START = re.compile(r"<!-- benchmarks: (.+?) -->")
 END = "<!-- /benchmarks -->"
@@ -96,7 +97,7 @@ def _listed(cases: Sequence[Case], status: str) -> list[str]:
         for row in case["rows"]:
             if row["status"] == status:
                 # errors differ from row to row: the worst is said below
-                why = "" if (share(row) or 0) > 1 else _safe(row["why"]).rstrip(".")
+                why = "" if (accuracy_share(row) or 0) > 1 else _safe(row["why"]).rstrip(".")
                 places.setdefault((row["program"], why), []).append(case)
     return [
         f"{_safe(program)} ({why or _worst(program, found)}) in {_rows(found, cases)}"
@@ -106,7 +107,7 @@ def _listed(cases: Sequence[Case], status: str) -> list[str]:
 
 def _worst(program: str, cases: Sequence[Case]) -> str:
     rows = (row for case in cases for row in case["rows"] if row["program"] == program)
-    worst = max((share(row) or 0 for row in rows), default=0)
+    worst = max((accuracy_share(row) or 0 for row in rows), default=0)
     return f"up to {digits(worst)} times the error allowed" if worst > 1 else "no reason given"
 
 

@@ -19,7 +19,8 @@ Computation and Simulation 72 (2002); the variance: "Estimating the variance of 
 The quantile is the one of the normal distribution at 1 - ALARMS / (2 m), where m changes are looked at (Bonferroni):
 all m together give a false alarm in at most ALARMS of the comparisons of files that are alike. In simulation this
 holds for ratios from 5 times a program up, where times are normal, exponential, or normal with outliers; for uniform
-ones within a factor of 5, and for 3 and 4 times within 20.
+ones within a factor of 5, and for 3 times within 20. With few times the interval is wide, and one outlier makes it
+wider: to guard against a tenth at a spread of 2%, measure 20.
 
 What times within a run do not show, another layout of memory or another clock, is not in that variance: FLOOR is for
 it. A program and its baseline that are slowed by the same neighbours, as in rounds, only make it an overestimate.

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from .phrases import digits, duration, plain
 from .results import Case, Results, Row, row_of
-from .words import digits, duration, plain
 
 
 @dataclass(frozen=True)

@@ -94,22 +94,23 @@ def show(
     if not pictures:
         return []
     folder = out or path.parent
-    drawn: list[Path] = []
     try:
         from .plots import draw
 
-        drawn += draw(results, folder / path.stem)
+        drawn = draw(results, folder / path.stem)
     except (ImportError, RuntimeError) as error:
         say(f"No pictures: {error}")
+        drawn = []
+    written = [picture.path for picture in drawn]
     try:
         from .page import write
 
-        drawn.append(write(results, list(drawn), folder / f"{path.stem}.html"))
+        written.append(write(results, drawn, folder / f"{path.stem}.html"))
     except (ImportError, RuntimeError) as error:
         say(f"No page: {error}")
-    for file in drawn:
+    for file in written:
         say(f"written to {file}")
-    return drawn
+    return written
 
 
 def _readme(readme: Path, path: Path, results: Results, check: bool) -> int:

@@ -16,6 +16,7 @@ cases     a list of
     batch      images a call
     scenario   "single stream" (one image: judged by p90_ms) or "offline" (judged by images_s), in MLPerf's terms
     cache      "warm": the same inputs at each call; "cold": inputs rotated through more memory than the caches hold
+    count      of an operation: how often a forward pass has it; else None
     flops      of a call; bytes: each operand read once and each result written once; None where nobody counts them
     baseline   the program that speed_up is against
     rows       in the order they were asked for; see below
@@ -38,7 +39,9 @@ A row is one program in one case:
     images_s   batch / p50_ms (on a GPU: of many calls that are not waited for)
     speed_up   the baseline's p50_ms over this one's; None without one
     tflops     flops / p50_ms; gbps: bytes / p50_ms; mfu: tflops over the measured peak, mfu_nominal: over the nominal
-    peak_mib   memory during a call beside what was there before it
+    held_mib   memory that the program holds between calls, beside the model it was made of: packed weights, a copy of
+               the model, compiled code, arenas. On a CPU by the resident memory of the process
+    peak_mib   memory during a call beside what was there before it; cold start: of the whole process
     launches   kernels that a call launches on a GPU, operators of PyTorch that it runs on a CPU; None if unknown
     parts      cold start: {"import": s, "load": s, "first call": s}; else None
 
@@ -57,7 +60,7 @@ LAYERS = ("operation", "block", "model", "ablation", "end to end", "cold start")
 TIMED = ("ok", "inaccurate")
 NUMBERS = (
     "build_s", "first_s", "p50_ms", "p90_ms", "p99_ms", "least_ms", "spread", "images_s", "speed_up",
-    "tflops", "gbps", "mfu", "mfu_nominal", "peak_mib", "launches",
+    "tflops", "gbps", "mfu", "mfu_nominal", "held_mib", "peak_mib", "launches",
 )  # fmt: skip
 
 Row = dict[str, Any]

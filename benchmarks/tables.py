@@ -5,20 +5,10 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import verdict
-from .results import LAYERS, TIMED, Case, Results, Row, row_of
-from .words import (
-    columns,
-    command,
-    digits,
-    machine,
-    percent,
-    plain,
-    ranked,
-    scaled,
-    share,
-    versions,
-)
+from .phrases import columns, command, digits, machine, plain, scaled, versions
+from .results import LAYERS, TIMED, Case, Results, Row, ranked, row_of
+from .verdict import judged, losses, sentence
+from .words import accuracy_share, percent, times
 
 NARROW = 100  # columns where there is no terminal
 GAP = 2
@@ -26,7 +16,8 @@ LEGEND = (
     "* the best of the accurate programs: by p90 for single images, by images/s for many. spread: of the middle half "
     "of the calls, over the median. speed-up: in p50, against the case's baseline. MFU: of the peak that was measured. "
     "error: over what the accuracy rule allows, the worse of two measures. first s: first call, with compilation. "
-    "MiB: peak during a call, beside what was there before. launches: GPU kernels, on a CPU operators of PyTorch."
+    "MiB: held between calls beside the model, and the peak of a call. launches: GPU kernels, on a CPU operators "
+    "of PyTorch."
 )
 
 
@@ -57,8 +48,8 @@ def text(results: Results, width: int | None = None) -> str:
         names = ", ".join(dict.fromkeys(left_out))
         lines += _wrapped(f"Left out at {width} columns: {names}.", width)
     lines.append("")
-    for sentence in verdict.sentences(results):
-        lines += _wrapped(sentence, width)
+    for words in _verdict(results):
+        lines += _wrapped(words, width, rest="    ")
     lines += _wrapped(f"Method: {_method(results)}", width)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -67,6 +58,20 @@ def _card(results: Results) -> str:
     run = results["run"]
     made = f"{run.get('at') or 'at an unknown time'}, commit {run.get('commit') or 'unknown'}"
     return f"{machine(results)}; {versions(results)}; {command(results)}; {made}"
+
+
+def _verdict(results: Results) -> Iterator[str]:
+    """Layer by layer; not of ablation, which is ours against ours."""
+    for layer in dict.fromkeys(case["layer"] for case in results["cases"]):
+        if layer != "ablation":
+            yield f"Verdict, {layer}: {sentence(results, layer, 'case')}"
+            cells = judged(results, layer)
+            yield from (f"  Lost: {words}" for words in losses(cells))
+            for c in cells:
+                if c.outcome == "disturbed":
+                    yield f"  Disturbed: {c.case['name']}: {plain(c.case['disturbed'])}"
+    if not results["cases"]:
+        yield "Verdict: none, for there is no case."
 
 
 def _method(results: Results) -> str:
@@ -108,7 +113,7 @@ def _row(row: Row, mark: str, cells: str, name_width: int, width: int) -> Iterat
     name, why = row["program"], f"{row['status']}: {plain(row['why']) or 'the file gives no reason'}"  # fmt: skip
     if row["status"] == "inaccurate":
         why += "; not ranked"
-    found = share(row)
+    found = accuracy_share(row)
     if row["status"] == "wrong" and found is not None:
         why += f" ({digits(found)} times what is allowed)"
     if row["status"] not in TIMED:
@@ -132,13 +137,14 @@ def _columns(cases: Sequence[Case]) -> list[Column]:
         *(_number(f"{key} s", lambda r, k=key: (r["parts"] or {}).get(k), 2) for key in parts),
         _number("spread", lambda r: r["spread"], 5, percent),
         _number("images/s", lambda r: r["images_s"], 4),
-        _number("speed-up", lambda r: r["speed_up"], 1, lambda v: f"{v:.2f}x"),
+        _number("speed-up", lambda r: r["speed_up"], 1, times),
         Column(_rate_unit, lambda r: r["gbps"] if r["tflops"] is None else r["tflops"], _digits, 6),
-        _number("MFU", lambda r: r["mfu"], 7, percent),
-        _number("error", share, 2, lambda v: f"{v:.2f}" if v < 10 else digits(v)),
-        _number("first s", lambda r: r["first_s"], 10),
-        _number("MiB", lambda r: r["peak_mib"], 9),
-        _number("launches", lambda r: r["launches"], 11, lambda v: f"{v:,.0f}"),
+        _number("MFU", lambda r: r["mfu"], 7, lambda v: percent(v, 0)),
+        _number("error", accuracy_share, 2, lambda v: f"{v:.2f}" if v < 10 else digits(v)),
+        _number("first s", lambda r: r["first_s"], 11),
+        _number("held MiB", lambda r: r["held_mib"], 9),
+        _number("peak MiB", lambda r: r["peak_mib"], 10),
+        _number("launches", lambda r: r["launches"], 12, lambda v: f"{v:,.0f}"),
     ]
 
 

@@ -1,108 +1,77 @@
-"""Numbers and a run in words, the same in tables, Markdown and comparisons."""
+"""Numbers and rows of a results file in words, as the pictures and the page say them."""
 
 import math
-import unicodedata
 
-from .results import Case, Results, Row, score
+from .results import Case, Results, Row
 
-VERSIONS = ("python", "torch", "transformers", "triton", "driver", "cuda", "vit_fast")
+STATUS = {
+    "ok": "accurate",
+    "inaccurate": "beyond the accuracy rule: timed, not ranked",
+    "wrong": "WRONG: a program of ours beyond the accuracy rule, so not timed",
+    "skipped": "skipped: cannot run here",
+    "failed": "failed with an error",
+}
 
 
-def digits(value: float | None) -> str:
-    """Three significant digits, more only before the point; "-" for None."""
+def number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant ones, never in powers of ten: 0.01234, 12.34, 12,340; whole numbers as they are."""
     if value is None:
         return "-"
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    exponent = int(f"{value:.2e}".partition("e")[2])
-    if exponent < -3:
-        return f"{value:.2e}"
-    return f"{value:,.{max(0, 2 - exponent)}f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}"
 
 
-def percent(value: float | None) -> str:
-    """0.0234 -> "2.3%"; from 10% on without a point; "-" for None."""
-    if value is None:
-        return "-"
-    return f"{value:.0%}" if abs(value) >= 0.0995 else f"{value:.1%}"
+def percent(value: float | None, places: int = 1) -> str:
+    return "-" if value is None else f"{value:.{places}%}"
 
 
-def duration(ms: float | None) -> str:
-    """Of milliseconds, in us, ms or s."""
-    if ms is None:
-        return "-"
-    scale, unit = scaled(ms)
-    return f"{digits(ms * scale)} {unit}"
+def times(value: float | None) -> str:
+    """A speed-up, with two places."""
+    return "-" if value is None else f"{value:.2f}x"
 
 
-def scaled(ms: float) -> tuple[float, str]:
-    """What milliseconds are multiplied by, and the unit, so that `ms` is from 1 up."""
-    if ms < 1:
-        return 1e3, "us"
-    return (1.0, "ms") if ms < 1e4 else (1e-3, "s")
-
-
-def share(row: Row) -> float | None:
-    """Error over what is allowed, the worse of the two measures; None without accuracy."""
+def accuracy_share(row: Row) -> float | None:
+    """Error over what the rule allows, the worse of its two measures; above 1 it is beyond the rule. None: not held."""
     found = row["accuracy"]
     if not found:
         return None
-    pairs = ((found.get(e), found.get(a)) for e, a in (("error", "allowed"), ("row_error", "row_allowed")))  # fmt: skip
-    shares = [_over(e, a) for e, a in pairs if e is not None and a is not None]
-    if any(math.isnan(s) for s in shares):
+    pairs = [("error", "allowed"), ("row_error", "row_allowed")]
+    given = [
+        (found[e], found[a])
+        for e, a in pairs
+        if found.get(e) is not None and found.get(a) is not None
+    ]
+    shares = [e / a if a else (math.inf if e else 0.0) for e, a in given]
+    if any(map(math.isnan, shares)):
         return math.nan
     return max(shares, default=None)
 
 
-def _over(error: float, allowed: float) -> float:
-    if allowed:
-        return error / allowed
-    return 0.0 if error == 0 else math.inf
+def short(case: Case) -> str:
+    """ "ViT-B/16-224 tokens fp32 batch 8": the case without what the layer says."""
+    return f"{case['title']} {case['what']} {case['dtype']} batch {case['batch']}"
 
 
-def ranked(case: Case) -> list[Row]:
-    """The accurate programs, the best first; without those that lack the number they are ranked by."""
-    key = "p90_ms" if case["scenario"] == "single stream" else "images_s"
-    rows = [r for r in case["rows"] if r["status"] == "ok" and r[key]]
-    return sorted(rows, key=lambda r: score(case, r))
+def setting(results: Results) -> str:
+    """The machine and the run in one line."""
+    machine, run = results["machine"], results["run"]
+    threads = machine.get("threads")
+    parts = [
+        str(machine.get("device") or "unknown device"),
+        f"{threads} threads" if threads else "",
+        f"torch {machine['torch']}" if machine.get("torch") else "",
+        f"vit-fast {machine['vit_fast']}" if machine.get("vit_fast") else "",
+        f"commit {str(run['commit'])[:10]}" if run.get("commit") else "",
+        str(run.get("at") or "")[:10],
+    ]
+    return ", ".join(part for part in parts if part)
 
 
-def machine(results: Results) -> str:
-    """ "AMD EPYC (family 26, model 2), 2 threads, AVX512" """
-    card = results["machine"]
-    processor = f" ({card['processor']})" if card.get("processor") else ""
-    threads = card.get("threads")
-    said = [f"{card.get('device') or 'unknown device'}{processor}"]
-    if threads:
-        said.append(f"{threads} thread{'s' * (threads != 1)}")
-    if card.get("capability"):
-        said.append(str(card["capability"]))
-    return ", ".join(said)
-
-
-def versions(results: Results) -> str:
-    """ "python 3.11.0, torch 2.13.0, ..., openvino 2026.4.1" """
-    card = results["machine"]
-    found = {name: card[name] for name in VERSIONS if card.get(name)}
-    found |= {name: v for name, v in (card.get("rivals") or {}).items() if v}
-    return ", ".join(f"{name.replace('vit_fast', 'vit-fast')} {v}" for name, v in found.items())
-
-
-def command(results: Results) -> str:
-    """The command that made the file."""
-    run = results["run"]
-    start = "pytest" if run.get("front") == "pytest" else "python -m benchmarks run"
-    return f"{start} {run.get('arguments') or ''}".strip()
-
-
-def columns(text: str) -> int:
-    """How wide a terminal writes it: wide characters take two places, combining ones none."""
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
-
-
-def plain(text: str | None) -> str:
-    """One line: a reason may hold several."""
-    return " ".join((text or "").split())
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -38,6 +38,7 @@ def row(program: str, p50: float, case: dict[str, Any], draw: random.Random) -> 
         "gbps": case["bytes"] / p50 / 1e6 if case["bytes"] else None,
         "mfu": tflops / 0.5 if tflops else None,
         "mfu_nominal": None,
+        "held_mib": 340.0,
         "peak_mib": 40.0,
         "launches": 161,
         "parts": None,

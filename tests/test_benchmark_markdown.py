@@ -7,8 +7,7 @@ import pytest
 
 from benchmark_results import results, untimed
 from benchmarks.markdown import END, include, ratios, refresh
-from benchmarks.results import row_of, write
-from benchmarks.words import ranked
+from benchmarks.results import ranked, row_of, write
 
 ROOT = Path(__file__).parents[1]
 FILE = "benchmarks/results/a_processor/cpu.json"

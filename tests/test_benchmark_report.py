@@ -28,7 +28,7 @@ def drawers(monkeypatch):
 
     def draw(found, folder):
         given["draw"] = (found, folder)
-        return [folder / "a.svg"]
+        return [types.SimpleNamespace(path=folder / "a.png")]
 
     def write_page(found, pictures, path):
         given["write"] = (found, pictures, path)
@@ -47,7 +47,9 @@ def test_table_pictures_and_page(file, drawers, capsys):
     assert out.startswith(text(results()))
     folder = file.parent
     assert drawers["draw"] == (results(), folder / "cpu")
-    assert drawers["write"] == (results(), [folder / "cpu/a.svg"], folder / "cpu.html")
+    found, pictures, path = drawers["write"]
+    assert (found, path) == (results(), folder / "cpu.html")
+    assert [picture.path for picture in pictures] == [folder / "cpu/a.png"]
     assert f"written to {folder / 'cpu.html'}" in out
 
 
@@ -82,7 +84,7 @@ def test_without_a_page_the_report_goes_on(file, drawers, monkeypatch):
 
     monkeypatch.setattr(sys.modules["benchmarks.page"], "write", write_page)
     said = []
-    assert show(file, results(), said.append) == [file.parent / "cpu/a.svg"]
+    assert show(file, results(), said.append) == [file.parent / "cpu/a.png"]
     assert "No page: no page today" in said
 
 
