@@ -145,8 +145,12 @@ def _named(pair: Pair, found: list[Quantity], i: int, moved: float, limit: float
     else:
         spread = f"spread {percent(math.expm1(limit))}"
     words = "; ".join(each.words for each in found)
-    side = f"{percent(abs(q.new / q.old - 1))} {'more' if moved > 0 else 'less'} time ({spread})"
-    why = f"{side}: {words}" + (f"; {disturbed}" if disturbed else "")
+    times = q.new / q.old
+    if 0.5 < times < 2:
+        said = f"{percent(abs(times - 1))} {'more' if moved > 0 else 'less'} time"
+    else:
+        said = f"{digits(times)} times as long"
+    why = f"{said} ({spread}): {words}" + (f"; {disturbed}" if disturbed else "")
     if disturbed:
         kind = "disturbed"
     elif limit is None:

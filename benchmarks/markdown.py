@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .phrases import command, digits, machine, plain, scaled, versions
+from .phrases import brief, command, digits, machine, plain, scaled, versions
 from .results import TIMED, Case, Results, Row, ranked, read, row_of
 from .words import accuracy_share
 
@@ -84,7 +84,7 @@ def _notes(cases: Sequence[Case]) -> str:
     disturbed = [case for case in cases if case["disturbed"]]
     if disturbed:
         names = "; ".join(
-            f"{_safe(case['name'])}: {_safe(case['disturbed'])}" for case in disturbed
+            f"{_safe(case['name'])}: {_safe(brief(case['disturbed']))}" for case in disturbed
         )
         said.append(f"‡ disturbed, its times are not to be trusted and nobody is ahead: {names}.")
     return "".join(f"{line}\n\n" for line in said)

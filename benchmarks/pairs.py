@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .phrases import digits, duration, plain
+from .phrases import brief, digits, duration
 from .results import Case, Results, Row, row_of
 
 
@@ -22,7 +22,7 @@ class Pair:
     @property
     def disturbed(self) -> str:
         said = (("old", self.old_case), ("new", self.new_case))
-        return "; ".join(f"{n}: {plain(c['disturbed'])}" for n, c in said if c["disturbed"])
+        return "; ".join(f"{n} file: {brief(c['disturbed'])}" for n, c in said if c["disturbed"])
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,9 @@ def columns(text: str) -> int:
 def plain(text: str | None) -> str:
     """One line: a reason may hold several."""
     return " ".join((text or "").split())
+
+
+def brief(text: str | None, most: int = 120) -> str:
+    """One line of at most `most` characters."""
+    words = plain(text)
+    return words if len(words) <= most else f"{words[: most - 3].rstrip()}..."

@@ -142,7 +142,7 @@ def _columns(cases: Sequence[Case]) -> list[Column]:
         _number("MFU", lambda r: r["mfu"], 7, lambda v: percent(v, 0)),
         _number("error", accuracy_share, 2, lambda v: f"{v:.2f}" if v < 10 else digits(v)),
         _number("first s", lambda r: r["first_s"], 11),
-        _number("held MiB", lambda r: r["held_mib"], 9),
+        _number("held MiB", lambda r: r.get("held_mib"), 9),
         _number("peak MiB", lambda r: r["peak_mib"], 10),
         _number("launches", lambda r: r["launches"], 12, lambda v: f"{v:,.0f}"),
     ]

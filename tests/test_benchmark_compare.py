@@ -166,6 +166,13 @@ def test_too_few_times_are_not_judged():
     assert "fewer than 3 times" in found[0].why and not found[0].regression
 
 
+def test_many_times_slower_is_not_said_in_percent():
+    slow = [(QUIET, OURS, 8.0), (4, OURS, 1 / 8)]
+    found = {c.kind: c.why for c in compared(drawn(0, 0.001), drawn(1, 0.001, slower=slow))}
+    assert found["slower"].startswith("8.0") and " times as long" in found["slower"]
+    assert found["faster"].startswith("0.12") and " times as long" in found["faster"]
+
+
 def test_a_disturbed_case_is_reported_apart(files, capsys):
     old, new = drawn(0), drawn(1, slower=[(1, OURS, 1.3)])
     (found,) = compared(old, new)
