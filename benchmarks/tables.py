@@ -13,11 +13,11 @@ from .words import accuracy_share, percent, times
 NARROW = 100  # columns where there is no terminal
 GAP = 2
 LEGEND = (
-    "* the best of the accurate programs: by p90 for single images, by images/s for many. spread: of the middle half "
-    "of the calls, over the median. speed-up: in p50, against the case's baseline. MFU: of the peak that was measured. "
-    "error: over what the accuracy rule allows, the worse of two measures. first s: first call, with compilation. "
-    "MiB: held between calls beside the model, and the peak of a call. launches: GPU kernels, on a CPU operators "
-    "of PyTorch."
+    "* the best of the accurate programs: by p90 for single images, by images/s for many; none where disturbed. "
+    "spread: of the middle half of the calls, over the median. speed-up: in p50, against the case's baseline. "
+    "MFU: of the peak that was measured. error: over what the accuracy rule allows, the worse of two measures. "
+    "first s: first call, with compilation. MiB: held between calls beside the model, and the peak of a call. "
+    "launches: GPU kernels, on a CPU operators of PyTorch."
 )
 
 
@@ -67,9 +67,9 @@ def _verdict(results: Results) -> Iterator[str]:
             yield f"Verdict, {layer}: {sentence(results, layer, 'case')}"
             cells = judged(results, layer)
             yield from (f"  Lost: {words}" for words in losses(cells))
-            for c in cells:
-                if c.outcome == "disturbed":
-                    yield f"  Disturbed: {c.case['name']}: {plain(c.case['disturbed'])}"
+            disturbed = [c.case["name"] for c in cells if c.outcome == "disturbed"]
+            if disturbed:
+                yield f"  Disturbed: {'; '.join(disturbed)}"
     if not results["cases"]:
         yield "Verdict: none, for there is no case."
 
@@ -89,7 +89,7 @@ def _layer(cases: Sequence[Case], width: int, left_out: list[str]) -> Iterator[s
     chosen, widths = _fitting(cases, width - name_width - 2, left_out)
     for case in cases:
         heads = _line([c.head(case) for c in chosen], widths)
-        title = case["name"] + ", cold caches" * (case["cache"] == "cold")
+        title = case["name"]
         if columns(title) <= name_width + 2:
             yield _padded(title, name_width + 2) + heads
         else:
@@ -102,7 +102,7 @@ def _layer(cases: Sequence[Case], width: int, left_out: list[str]) -> Iterator[s
         if row_of(case, case["baseline"]) is None:
             why = f"no speed-up: the baseline, {case['baseline']}, was not timed"
             yield from _wrapped(why, width, "  ")
-        best = next(iter(ranked(case)), None)
+        best = None if case["disturbed"] else next(iter(ranked(case)), None)
         for row in case["rows"]:
             cells = _line([_cell(c, case, row) for c in chosen], widths)
             yield from _row(row, "* " if row is best else "  ", cells, name_width, width)

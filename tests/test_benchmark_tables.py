@@ -83,12 +83,13 @@ def test_ascii():
 
 
 def test_who_is_marked():
-    """The best of the accurate programs: one that is faster and inaccurate is not."""
+    """The best of the accurate programs: one that is faster and inaccurate is not, and none where disturbed."""
     found = results()
     for c in found["cases"]:
         lines = block(text({**found, "cases": [c]}, 200), c["name"])
-        (marked,) = [line for line in lines if line.startswith("* ")]
-        assert marked[2:].startswith(ranked(c)[0]["program"])
+        marked = [line for line in lines if line.startswith("* ")]
+        assert len(marked) == (not c["disturbed"])
+        assert all(line[2:].startswith(ranked(c)[0]["program"]) for line in marked)
     c = found["cases"][2]
     c["rows"][4].update(p90_ms=0.1, images_s=1e6)
     assert ranked(c)[0]["program"] == "vit-fast"
@@ -151,7 +152,7 @@ def test_the_verdict_is_counted():
     assert "and loses 2. Not counted: 1 disturbed, 1 without an accurate rival." in shown
     assert "Lost: b tokens fp32 batch 8: PyTorch reaches 400.0 images/s, vit-fast 333.3" in shown
     assert "Lost: c tokens fp32 batch 8: no accurate result of vit-fast (vit-fast is wrong" in shown
-    assert "Disturbed: d tokens fp32 batch 8: hot" in shown
+    assert "Disturbed: d tokens fp32 batch 8 Method" in shown
 
 
 def test_ablation_is_no_case_to_win():
