@@ -177,9 +177,30 @@ def test_a_disturbed_case_is_reported_apart(files, capsys):
     old, new = drawn(0), drawn(1, slower=[(1, OURS, 1.3)])
     (found,) = compared(old, new)
     assert (found.kind, found.regression) == ("disturbed", False)
-    assert "other processes took 14%" in found.why
+    assert "; old file: other processes took 14%" in found.why and "; new file: " in found.why
     assert main([*files(old, new), "--fail"]) == 0
     assert "not judged" in capsys.readouterr().out
+
+
+def test_files_that_are_disturbed_throughout_guard_nothing(files, capsys):
+    old, new = drawn(0), drawn(1)
+    for case in new["cases"]:
+        case["disturbed"] = "hot"
+    assert main([*files(old, new), "--fail"]) == 2
+    assert "0 times judged" in capsys.readouterr().out
+
+
+def test_what_is_not_judged_makes_no_guard_blunt():
+    """Disturbed cases and rivals are not among the changes that a regression of ours is one of."""
+    old, new = drawn(0, 0.03), drawn(1, 0.03, slower=[(QUIET, OURS, 1.3)])
+    (among_many,) = of_kind("slower", compared(old, new))
+    for i, case in enumerate(new["cases"]):
+        case["disturbed"] = "hot" if i != QUIET else ""
+    (alone,) = of_kind("slower", compared(old, new))
+    pair = [row_of(r["cases"][QUIET], p)["samples_ms"] for r in (old, new) for p in (OURS, BASELINE)]  # fmt: skip
+    assert math.log1p(alone.beyond) == pytest.approx(medians.bound(pair, 1))
+    ours = sum(row["ours"] for c in old["cases"] for row in timed(c) if not c["disturbed"])
+    assert math.log1p(among_many.beyond) == pytest.approx(medians.bound(pair, ours))
 
 
 @pytest.mark.parametrize("status", ["inaccurate", "wrong", "failed", "skipped"])
