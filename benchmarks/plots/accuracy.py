@@ -1,0 +1,119 @@
+"""Throughput against accuracy: images a second over the share of the allowed error, for each model and batch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..results import Case, Results, Row, slug, timed
+from ..words import accuracy_share
+from .notes import absences, marked
+from .style import DTYPE_MARKERS, INK, Look, Picture, log_ticks, save, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+LEAST = 1e-3  # an error of zero has a place on the logarithmic axis
+Key = tuple[str, str]  # title, what
+
+
+def point(row: Row) -> tuple[float, float] | None:
+    share = accuracy_share(row)
+    if share is None or not math.isfinite(share) or not row["images_s"]:
+        return None
+    return max(share, LEAST), row["images_s"]
+
+
+def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Picture]:
+    cases = [c for c in results["cases"] if c["layer"] == "model" and any(map(point, timed(c)))]
+    batches = sorted({c["batch"] for c in cases})
+    # the least and the greatest batch: one image is judged by latency, and the rest lie between
+    return [
+        picture(results, [c for c in cases if c["batch"] == b], programs, folder, len(batches) > 2)
+        for b in dict.fromkeys((batches[0], batches[-1]))
+    ] if cases else []  # fmt: skip
+
+
+def picture(
+    results: Results, cases: list[Case], programs: dict[str, Look], folder: Path, more: bool
+) -> Picture:
+    batch = cases[0]["batch"]
+    found: dict[Key, list[Case]] = {}
+    for case in cases:
+        found.setdefault((case["title"], case["what"]), []).append(case)
+    shown = {r["program"] for c in cases for r in timed(c) if point(r)}
+    dtypes = list(dict.fromkeys(c["dtype"] for c in cases))
+    columns = min(len(found), 2 if len(found) in (2, 4) else 3)
+    rows = math.ceil(len(found) / columns)
+    title = f"Throughput against accuracy, batch {batch}"
+    figure = sheet(
+        title, results, 2.6 * rows + 0.2, legend(shown, dtypes, programs), absences(cases)
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    shares = [point(r)[0] for c in cases for r in timed(c) if point(r)]
+    low, high = min(*shares, 0.5) / 1.6, max(*shares, 1.0) * 1.8
+    for i, (ax, (key, group)) in enumerate(zip(axes, found.items())):
+        panel(ax, group, programs)
+        words = " ".join(key) if len({k[1] for k in found}) > 1 else key[0]
+        ax.set_title(marked(words, any(c["disturbed"] for c in group)))
+        ax.set_xlim(low, high)
+        log_ticks(ax.xaxis, low, high)
+        ax.tick_params(labelbottom=True)
+        if i % columns == 0:
+            ax.set_ylabel("images/s")
+        if i + columns >= len(found):
+            ax.set_xlabel("error / allowed error")
+    for ax in axes[len(found) :]:
+        ax.set_axis_off()
+    path = save(figure, folder / f"accuracy_batch_{slug(str(batch))}.png")
+    caption = (
+        "Upwards is faster, to the left is nearer to float64. The line at 1 is the accuracy rule: what lies right of it"
+        " is not ranked. The share is the worse of two measures (largest error, worst row), each over what the rule"
+        " allows in that dtype, so shares of two dtypes are of different allowances."
+        + (" Drawn for the least and the greatest batch; the tables have all." if more else "")
+    )
+    alt = "; ".join(
+        f"{c['name']}: "
+        + ", ".join(f"{r['program']} {point(r)[1]:.4g} images/s at {point(r)[0]:.2g}" for r in timed(c) if point(r))
+        for c in cases
+    )  # fmt: skip
+    return Picture(
+        path,
+        title,
+        caption,
+        f"Points of images per second against the share of the allowed error. {alt}.",
+    )
+
+
+def legend(shown: set[str], dtypes: list[str], programs: dict[str, Look]) -> list[Artist]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    found: list[Artist] = [Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown]  # fmt: skip
+    found += [
+        Line2D(
+            [], [], color=INK, marker=DTYPE_MARKERS.get(d, "D"), mfc="white", ms=6, lw=0, label=d
+        )
+        for d in dtypes
+    ]
+    found.append(Line2D([], [], color=INK, lw=1.2, ls="--", label="limit of the accuracy rule"))
+    return found
+
+
+def panel(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
+    for case in cases:
+        for row in timed(case):
+            at = point(row)
+            if at is None:
+                continue
+            look = programs[row["program"]]
+            ok = row["status"] == "ok"
+            ax.plot(*at, marker=DTYPE_MARKERS.get(case["dtype"], "D"), ms=9 if look.ours else 7, ls="",
+                    mfc=look.color if ok else "white", mec="white" if ok else look.color, mew=0.8 if ok else 1.6,
+                    zorder=4 if look.ours else 3, clip_on=False)  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_ylim(0, max(point(r)[1] for c in cases for r in timed(c) if point(r)) * 1.1)
+    ax.axvline(1, color=INK, lw=1.2, ls="--", zorder=2)
+    ax.grid()
