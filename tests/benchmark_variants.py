@@ -37,8 +37,25 @@ def models(
     for title in titles:
         for dtype, rate in dtypes.items():
             for batch in batches:
-                each = {p: ms * (batch**0.9) / s / rate * draw.uniform(0.85, 1.15) for p, s in programs.items()}  # fmt: skip
-                found.append(case("model", title.lower(), title, "tokens", dtype, batch, 35e9 * batch, 1.7e8 + 1e7 * batch, each, first, draw))  # fmt: skip
+                each = {
+                    p: ms * (batch**0.9) / s / rate * draw.uniform(0.85, 1.15)
+                    for p, s in programs.items()
+                }
+                found.append(
+                    case(
+                        "model",
+                        title.lower(),
+                        title,
+                        "tokens",
+                        dtype,
+                        batch,
+                        35e9 * batch,
+                        1.7e8 + 1e7 * batch,
+                        each,
+                        first,
+                        draw,
+                    )
+                )
     return found
 
 
@@ -48,7 +65,7 @@ def operations(
     draw = random.Random(seed)
     found = []
     for what, (flops, nbytes, count) in OPERATIONS.items():
-        ms = (flops / tflops / 1e9 if flops else 0.0) + nbytes / tflops / 1e10
+        ms = max((flops or 0.0) / tflops / 1e9, nbytes / (tflops * 5e6)) * 1.2
         each = {"PyTorch": ms * batch * 1.4, "vit-fast": ms * batch * draw.uniform(0.7, 1.6)}
         c = case(
             "operation",
@@ -70,11 +87,30 @@ def operations(
 def gpu() -> dict[str, Any]:
     """Seven models, three dtypes and five batches on a GPU, a nominal peak beside the measured one."""
     found = results()
-    names = dict(zip(["transformers, eager", "transformers, sdpa", "torch.compile", "torch.compile, max-autotune", "TensorRT"], (1, 1.3, 1.9, 2.1, 2.6)))  # fmt: skip
-    cases = models(MODELS, {"bf16": 8, "fp16": 8, "fp32": 1}, (1, 8, 32, 64, 256), {**names, "vit-fast": 2.5, "vit-fast, drop-in": 2.4}, ms=2.0)  # fmt: skip
+    names = dict(
+        zip(
+            [
+                "transformers, eager",
+                "transformers, sdpa",
+                "torch.compile",
+                "torch.compile, max-autotune",
+                "TensorRT",
+            ],
+            (1, 1.3, 1.9, 2.1, 2.6),
+        )
+    )
+    cases = models(
+        MODELS,
+        {"bf16": 8, "fp16": 8, "fp32": 1},
+        (1, 8, 32, 64, 256),
+        {**names, "vit-fast": 2.5, "vit-fast, drop-in": 2.4},
+        ms=2.0,
+    )
     for c in cases:
         if c["dtype"] == "fp32":
-            c["rows"][4] = untimed("TensorRT", "failed", "RuntimeError: engine <build> failed & gave up")  # fmt: skip
+            c["rows"][4] = untimed(
+                "TensorRT", "failed", "RuntimeError: engine <build> failed & gave up"
+            )
         if c["dtype"] == "fp16" and "DINOv2" in c["title"]:
             c["rows"][5] = untimed("vit-fast", "wrong", "largest error 0.5, allowed 0.01")
     cases += operations("ViT-B/16-224", "bf16", 64, True, 400.0)
@@ -96,7 +132,9 @@ def many_programs(
     """Seventeen programs, with long names."""
     names = [f"{p}, with an option of number {i}" for i in range(3) for p in list(PROGRAMS)[:5]]
     speeds = {p: 1 + 0.1 * i for i, p in enumerate(names)}
-    cases = models(titles, {"fp32": 1.0}, batches, {**speeds, "vit-fast": 2.2, "vit-fast, drop-in": 2.1})  # fmt: skip
+    cases = models(
+        titles, {"fp32": 1.0}, batches, {**speeds, "vit-fast": 2.2, "vit-fast, drop-in": 2.1}
+    )
     return {**results(), "cases": cases}
 
 
@@ -112,7 +150,9 @@ def nothing_timed() -> dict[str, Any]:
     """Every row skipped."""
     found = results()
     for c in found["cases"]:
-        c["rows"] = [untimed(r["program"], "skipped", "this machine is too small") for r in c["rows"]]  # fmt: skip
+        c["rows"] = [
+            untimed(r["program"], "skipped", "this machine is too small") for r in c["rows"]
+        ]
         c["drift"] = None
     return found
 

@@ -35,13 +35,27 @@ def picture(results: Results, case: Case, folder: Path) -> Picture:
         Patch(facecolor=c, label=w) for c, w in ((GAIN, "time taken away"), (LOSS, "time added"))
     ]
     if bad:
-        legend.append(Patch(facecolor="white", edgecolor=INK, hatch=HATCH, lw=0.6, label="beyond the accuracy rule"))  # fmt: skip
+        legend.append(
+            Patch(
+                facecolor="white",
+                edgecolor=INK,
+                hatch=HATCH,
+                lw=0.6,
+                label="beyond the accuracy rule",
+            )
+        )
     figure = sheet(title, results, 0.36 * (len(rows) + 1) + 0.75, legend, absences([case]))
     ax = figure.subplots()
     scale = max(r["p50_ms"] for r in rows)
     names = [first["program"]]
     ax.barh(0, first["p50_ms"], 0.66, color=RIVALS[0])
-    ax.text(first["p50_ms"] + 0.01 * scale, 0, f"{number(first['p50_ms'])} ms", va="center", fontsize=8.5)  # fmt: skip
+    ax.text(
+        first["p50_ms"] + 0.01 * scale,
+        0,
+        f"{number(first['p50_ms'])} ms",
+        va="center",
+        fontsize=8.5,
+    )
     for i, (before, row, gain) in enumerate(zip(rows, rows[1:], gains(rows)), start=1):
         low, high = sorted((before["p50_ms"], row["p50_ms"]))
         ax.barh(i, max(high - low, scale * 0.002), 0.66, left=low, color=GAIN if gain >= 0 else LOSS,

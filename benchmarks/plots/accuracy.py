@@ -91,7 +91,9 @@ def legend(shown: set[str], dtypes: list[str], programs: dict[str, Look]) -> lis
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found: list[Artist] = [Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown]  # fmt: skip
+    found: list[Artist] = [
+        Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown
+    ]
     found += [
         Line2D(
             [], [], color=INK, marker=DTYPE_MARKERS.get(d, "D"), mfc="white", ms=6, lw=0, label=d

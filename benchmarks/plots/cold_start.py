@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results import Case, Results, Row, timed
+from ..results import Case, Results, Row
 from ..words import number, short
 from .notes import absences, marked
 from .style import INK, Look, Picture, save, sheet
@@ -36,7 +36,9 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
         legend.append(Patch(facecolor=OUR_PARTS[2], label="vit-fast: the same in orange"))
     title = "Cold start: from nothing to the first answer"
     sizes = [len(with_parts(c)) for c in cases]
-    figure = sheet(title, results, sum(0.33 * n + 0.62 for n in sizes) + 0.1, legend, absences(cases))  # fmt: skip
+    figure = sheet(
+        title, results, sum(0.33 * n + 0.62 for n in sizes) + 0.1, legend, absences(cases)
+    )
     ratios = [0.33 * n + 0.4 for n in sizes]
     axes = figure.subplots(len(cases), 1, squeeze=False, sharex=True, height_ratios=ratios).ravel()
     most = max(sum(r["parts"].values()) for c in cases for r in with_parts(c))

@@ -27,7 +27,10 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
         return []
     groups = [found]
     if len(found) > 9:
-        groups = [{k: v for k, v in found.items() if k[2] == d} for d in dict.fromkeys(k[2] for k in found)]  # fmt: skip
+        groups = [
+            {k: v for k, v in found.items() if k[2] == d}
+            for d in dict.fromkeys(k[2] for k in found)
+        ]
     return [picture(results, group, programs, folder, len(groups) > 1) for group in groups]
 
 
@@ -63,7 +66,12 @@ def picture(
         " is the median, the whisker ends at p90. Dashed lines and hollow points: beyond the accuracy rule."
     )
     names = ", ".join(f"{k[0]} {k[2]}" for k in found)
-    return Picture(path, title, caption, f"Lines of median latency by batch and program for {names}; the numbers are in the tables.")  # fmt: skip
+    return Picture(
+        path,
+        title,
+        caption,
+        f"Lines of median latency by batch and program for {names}; the numbers are in the tables.",
+    )
 
 
 def legend(shown: set[str], cases: list[Case], programs: dict[str, Look]) -> list[Artist]:
@@ -77,7 +85,19 @@ def legend(shown: set[str], cases: list[Case], programs: dict[str, Look]) -> lis
         if p in shown
     ]
     if any(r["status"] == "inaccurate" for c in cases for r in c["rows"]):
-        found.append(Line2D([], [], color=INK, marker="o", mfc="white", ms=4.5, ls="--", lw=1.2, label="beyond the accuracy rule"))  # fmt: skip
+        found.append(
+            Line2D(
+                [],
+                [],
+                color=INK,
+                marker="o",
+                mfc="white",
+                ms=4.5,
+                ls="--",
+                lw=1.2,
+                label="beyond the accuracy rule",
+            )
+        )
     return found
 
 
@@ -102,7 +122,14 @@ def panel(ax: Axes, key: Key, cases: list[Case], programs: dict[str, Look], say_
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     slowest = max(r["p50_ms"] for c in cases if c["batch"] == batches[0] for r in timed(c))
-    ax.plot([batches[0], batches[-1]], [slowest * 1.3, slowest * 1.3 * batches[-1] / batches[0]], ls=":", lw=1, color=GREY, zorder=1)  # fmt: skip
+    ax.plot(
+        [batches[0], batches[-1]],
+        [slowest * 1.3, slowest * 1.3 * batches[-1] / batches[0]],
+        ls=":",
+        lw=1,
+        color=GREY,
+        zorder=1,
+    )
     high = max(high, slowest * 1.5 * batches[-1] / batches[0])
     ax.set_ylim(low, high)
     log_ticks(ax.yaxis, low, high)

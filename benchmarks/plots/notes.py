@@ -53,7 +53,11 @@ def absences(cases: list[Case]) -> list[str]:
             place = f"all {len(cases)} cases"
         if status == "inaccurate":
             share = max((accuracy_share(r) or 0.0 for _, r in where), default=0.0)
-            worst = f"up to {share:.3g} times the error that the rule allows" if share > 1 else shortened(where[0][1]["why"])  # fmt: skip
+            worst = (
+                f"up to {share:.3g} times the error that the rule allows"
+                if share > 1
+                else shortened(where[0][1]["why"])
+            )
             found.append(f"Inaccurate: {program} in {place}, {worst}.")
         else:
             said = {"wrong": "WRONG, not timed", "failed": "Failed", "skipped": "Skipped"}[status]

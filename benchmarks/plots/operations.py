@@ -82,9 +82,25 @@ def panel(
     def bar(program: str, ms: float, words: list[str], inaccurate: bool = False) -> None:
         nonlocal y, scale
         look = programs[program]
-        ax.barh(y, ms, 0.92, color=look.color, hatch=HATCH if inaccurate else None, edgecolor="white", lw=0)  # fmt: skip
+        ax.barh(
+            y,
+            ms,
+            0.92,
+            color=look.color,
+            hatch=HATCH if inaccurate else None,
+            edgecolor="white",
+            lw=0,
+        )
         name = f"[{look.number}]" if look.number else ""
-        texts.append((ms, y, "  ".join(filter(None, [name, f"{number(ms, 3)} ms", *words])), inaccurate, look.ours))  # fmt: skip
+        texts.append(
+            (
+                ms,
+                y,
+                "  ".join(filter(None, [name, f"{number(ms, 3)} ms", *words])),
+                inaccurate,
+                look.ours,
+            )
+        )
         scale = max(scale, ms)
         y += 1
 

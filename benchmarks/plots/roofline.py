@@ -76,9 +76,17 @@ def picture(
     found = panels(points)
     shown = {r["program"] for c in [*points, *flat] for r in timed(c)}
     bars = sum(1 for c in flat for _ in timed(c))
-    heights = [3.6 + band(cases) for cases in found.values()] + ([0.2 * bars + 0.75] if flat else [])  # fmt: skip
+    heights = [3.6 + band(cases) for cases in found.values()] + (
+        [0.2 * bars + 0.75] if flat else []
+    )
     title = f"Roofline, {dtype}"
-    figure = sheet(title, results, sum(heights) + 0.1, legend(shown, known, programs, points), absences([*points, *flat]))  # fmt: skip
+    figure = sheet(
+        title,
+        results,
+        sum(heights) + 0.1,
+        legend(shown, known, programs, points),
+        absences([*points, *flat]),
+    )
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights).ravel()
     for ax, (name, cases) in zip(axes, found.items()):
         roofline(ax, name, cases, known, programs)
@@ -115,7 +123,9 @@ def legend(
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found: list[Artist] = [Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown]  # fmt: skip
+    found: list[Artist] = [
+        Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown
+    ]
     for layer, marker, words in (("operation", "o", "operation"), ("model", "s", "whole model")):
         if any(c["layer"] == layer for c in points):
             found.append(Line2D([], [], color=GREY, marker=marker, ms=6, lw=0, label=words))
@@ -140,9 +150,18 @@ def roofline(
         ax.plot([low, end], [low * slope, end * slope], color=INK, lw=1.3)
     for kind, value in flat.items():
         start = value / slope if slope else low
-        ax.plot([start, high], [value, value], color=INK, lw=1.3, ls="--" if "nominal" in kind else "-")  # fmt: skip
+        ax.plot(
+            [start, high], [value, value], color=INK, lw=1.3, ls="--" if "nominal" in kind else "-"
+        )
         words = f"{'nominal peak' if 'nominal' in kind else 'measured'} {number(value, 3)} TFLOP/s"
-        ax.annotate(words, (high, value), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=7.8)  # fmt: skip
+        ax.annotate(
+            words,
+            (high, value),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.8,
+        )
     for case, at in zip(cases, x):
         size = 5.5 if case["layer"] == "operation" else 6.5
         for row in timed(case):
@@ -155,8 +174,15 @@ def roofline(
     ax.set_ylim(bottom, top)
     if slope:
         corner = max(low * 1.15, bottom / slope * 1.15)
-        ax.annotate(f"copy of memory {number(known['copy_gbps'], 3)} GB/s", (corner, corner * slope), xytext=(4, -2),
-                    textcoords="offset points", fontsize=7.8, va="top", bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+        ax.annotate(
+            f"copy of memory {number(known['copy_gbps'], 3)} GB/s",
+            (corner, corner * slope),
+            xytext=(4, -2),
+            textcoords="offset points",
+            fontsize=7.8,
+            va="top",
+            bbox={"fc": "white", "ec": "none", "pad": 1},
+        )
     log_ticks(ax.xaxis, low, high)
     log_ticks(ax.yaxis, bottom, top)
     ax.grid()
@@ -169,7 +195,10 @@ def roofline(
 def names(ax: Axes, cases: list[Case], x: list[float]) -> None:
     """A name for each case in a row at the foot, moved apart where they would overlap, a thin line up to its points."""
     low, high = (math.log(v) for v in ax.get_xlim())
-    places = sorted((math.log(at), label(c, cases), min(r["tflops"] for r in timed(c) if r["tflops"])) for c, at in zip(cases, x))  # fmt: skip
+    places = sorted(
+        (math.log(at), label(c, cases), min(r["tflops"] for r in timed(c) if r["tflops"]))
+        for c, at in zip(cases, x)
+    )
     step = (high - low) / 58
     at = [p[0] for p in places]
     for i in range(1, len(at)):
@@ -183,8 +212,16 @@ def names(ax: Axes, cases: list[Case], x: list[float]) -> None:
     share = band(cases) / (2.9 + band(cases))
     floor = bottom / (top / bottom) ** (share / (1 - share))
     for (true, words, lowest), shown in zip(places, at):
-        ax.plot([math.exp(shown), math.exp(true), math.exp(true)], [bottom, bottom * (top / bottom) ** 0.08, lowest], color=GREY, lw=0.6, zorder=1)  # fmt: skip
-        ax.text(math.exp(shown), bottom * 0.97, words, rotation=90, ha="center", va="top", fontsize=7.4)  # fmt: skip
+        ax.plot(
+            [math.exp(shown), math.exp(true), math.exp(true)],
+            [bottom, bottom * (top / bottom) ** 0.08, lowest],
+            color=GREY,
+            lw=0.6,
+            zorder=1,
+        )
+        ax.text(
+            math.exp(shown), bottom * 0.97, words, rotation=90, ha="center", va="top", fontsize=7.4
+        )
     ax.set_ylim(floor, top)
 
 
@@ -216,7 +253,13 @@ def shares(ax: Axes, cases: list[Case], copy_gbps: float, programs: dict[str, Lo
             ax.barh(y, share, 0.9, color=look.color, hatch=HATCH if row["status"] == "inaccurate" else None,
                     edgecolor="white", lw=0)  # fmt: skip
             number_ = f"[{look.number}] " if look.number else ""
-            ax.text(share + 0.008, y, f"{number_}{share:.0%}  {number(row['gbps'], 3)} GB/s", va="center", fontsize=7.8)  # fmt: skip
+            ax.text(
+                share + 0.008,
+                y,
+                f"{number_}{share:.0%}  {number(row['gbps'], 3)} GB/s",
+                va="center",
+                fontsize=7.8,
+            )
             y += 1
         y += 0.5
     ax.axvline(1, color=INK, lw=1.3)
@@ -226,4 +269,6 @@ def shares(ax: Axes, cases: list[Case], copy_gbps: float, programs: dict[str, Lo
     ax.set_xlim(0, most * 1.2)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     ax.grid(axis="x")
-    ax.set_title(f"share of the copy bandwidth ({number(copy_gbps, 3)} GB/s), operations without FLOPs worth counting")  # fmt: skip
+    ax.set_title(
+        f"share of the copy bandwidth ({number(copy_gbps, 3)} GB/s), operations without FLOPs worth counting"
+    )

@@ -26,7 +26,9 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
         return []
     groups = [cases]
     if lines(cases, programs) > 6:
-        groups = [[c for c in cases if c["dtype"] == d] for d in dict.fromkeys(c["dtype"] for c in cases)]  # fmt: skip
+        groups = [
+            [c for c in cases if c["dtype"] == d] for d in dict.fromkeys(c["dtype"] for c in cases)
+        ]
     return [picture(results, group, programs, folder, len(groups) > 1) for group in groups]
 
 
@@ -76,7 +78,9 @@ def picture(
     dtype = f", {cases[0]['dtype']}" if alone else ""
     title = f"Speed-up over {baseline}{dtype}"
     shown = {p for cell in cells for p in slots(cell, programs)}
-    hatched = any(r["status"] == "inaccurate" and r["program"] in shown for c in cases for r in c["rows"])  # fmt: skip
+    hatched = any(
+        r["status"] == "inaccurate" and r["program"] in shown for c in cases for r in c["rows"]
+    )
     height = LINE_INCHES * count + 0.3
     notes = absences(cases)
     figure = sheet(title, results, height, patches(shown, programs, hatched), notes)
@@ -102,7 +106,11 @@ def picture(
 
 def alt(cases: list[Case], baseline: str) -> str:
     best = [(c, ranked(c)) for c in cases]
-    first = [f"{c['name']}: {r[0]['program']} {r[0]['speed_up']:.2f}" for c, r in best if r and r[0]["speed_up"]]  # fmt: skip
+    first = [
+        f"{c['name']}: {r[0]['program']} {r[0]['speed_up']:.2f}"
+        for c, r in best
+        if r and r[0]["speed_up"]
+    ]
     return f"Bars of speed-up over {baseline} in {counted(len(cases), 'case')}. Best accurate of each: {'; '.join(first)}."
 
 
@@ -151,11 +159,24 @@ def panel(
     chars = max(8, int(each * pixels / 6.6))
     names = [f"{c['title']} {c['what']}" if say_what else c["title"] for _, c in ticks]
     names = [marked(n, bool(c["disturbed"])) for n, (_, c) in zip(names, ticks)]
-    ax.set_xticks([x for x, _ in ticks], ["\n".join(textwrap.wrap(n, chars)) for n in names], fontsize=8.2)  # fmt: skip
-    numbers = [(g * each + i, programs[p].number) for g in range(len(cases)) for i, p in enumerate(order)]  # fmt: skip
+    ax.set_xticks(
+        [x for x, _ in ticks], ["\n".join(textwrap.wrap(n, chars)) for n in names], fontsize=8.2
+    )
+    numbers = [
+        (g * each + i, programs[p].number) for g in range(len(cases)) for i, p in enumerate(order)
+    ]
     ax.tick_params(axis="x", length=0, pad=14 if numbers[0][1] else 4)
     for x, own in numbers:
         if own:
-            ax.text(x, -0.02, str(own), transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=6.4, color=GREY)  # fmt: skip
+            ax.text(
+                x,
+                -0.02,
+                str(own),
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=6.4,
+                color=GREY,
+            )
     ax.grid(axis="y")
     ax.set_title(f"{cases[0]['dtype']}, batch {cases[0]['batch']}")

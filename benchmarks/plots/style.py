@@ -19,7 +19,6 @@ from ..words import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 9.0
@@ -28,8 +27,8 @@ INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 OURS = ("#D55E00", "#F08A3C", "#9A4300", "#F9B27C")
 # Okabe and Ito's colours and Tol's muted ones, without those that are near ours; the first is for the baseline
 RIVALS = (
-    "#8F8F8F", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E5D53B", "#332288", "#44AA99",
-    "#882255", "#999933", "#6699CC", "#117733", "#AA4499", "#4D4D4D", "#DDCC77", "#88CCEE", "#661100",
+    "#8F8F8F", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#332288", "#44AA99", "#882255",
+    "#E5D53B", "#999933", "#6699CC", "#117733", "#AA4499", "#4D4D4D", "#DDCC77", "#88CCEE", "#661100",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "p", "h", "8", "d", "H")
 DTYPE_MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^"}
@@ -197,7 +196,17 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def empty_corner(axes: Iterable[Axes]) -> None:
-    """Panels of a grid that nothing was drawn on."""
-    for ax in axes:
-        ax.set_axis_off()
+def balanced(text: str, width: int) -> str:
+    """`text` in as few lines as `width` characters allow, and these of like length."""
+    lines = textwrap.wrap(text, width)
+    for less in range(1, width):
+        if (
+            len(textwrap.wrap(text, less)) == len(lines)
+            and max(map(len, textwrap.wrap(text, less))) <= less
+        ):
+            return "\n".join(textwrap.wrap(text, less))
+    return "\n".join(lines)
+
+
+def thousands(axis: Any) -> None:
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")

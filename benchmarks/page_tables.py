@@ -1,0 +1,173 @@
+"""The tables of the page: cells at a glance, a row for each case and program, and what is known beside them."""
+
+from __future__ import annotations
+
+from .columns import COLUMNS, LAYERS, Column
+from .markup import Html, joined, tag
+from .results import Case, Results, Row, ranked
+from .verdict import Judged, judged
+from .words import STATUS, number, percent, short
+
+Table = Html
+
+
+def scrolled(table: Html) -> Html:
+    """Wider than a phone: it scrolls by itself, the page does not."""
+    return tag("div", table, class_="scroll")
+
+
+def pairs(found: dict[str, object], title: str) -> Html:
+    """Nested keys and values as a table of two columns."""
+    rows = [
+        tag("tr", tag("th", key, scope="row"), tag("td", value))
+        for key, value in flat(found).items()
+    ]
+    if not rows:
+        rows = [tag("tr", tag("td", "The file says nothing of it."))]
+    return tag("table", tag("caption", title), tag("tbody", *rows), class_="pairs")
+
+
+def flat(found: dict[str, object], before: str = "") -> dict[str, str]:
+    said: dict[str, str] = {}
+    for key, value in found.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            said.update(flat(value, f"{name}, "))
+        elif isinstance(value, list):
+            said[name] = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, float):
+            said[name] = number(value)
+        else:
+            said[name] = "not known" if value is None else str(value)
+    return said
+
+
+def glance(results: Results) -> Html:
+    """Models by dtype and batch: what ours is to the best accurate rival."""
+    cells = judged(results, "model")
+    if not cells:
+        return Html("")
+    heads = list(dict.fromkeys((c.case["dtype"], c.case["batch"]) for c in cells))
+    rows: dict[str, dict[tuple[str, int], Judged]] = {}
+    for cell in cells:
+        name = f"{cell.case['title']} {cell.case['what']}"
+        rows.setdefault(name, {})[cell.case["dtype"], cell.case["batch"]] = cell
+    head = tag(
+        "tr", tag("th", "model"), *(tag("th", f"{d}, batch {b}", scope="col") for d, b in heads)
+    )
+    body = [
+        tag("tr", tag("th", name, scope="row"), *(glimpse(found.get(key)) for key in heads))
+        for name, found in rows.items()
+    ]
+    caption = tag(
+        "caption",
+        "The best accurate vit-fast against the best accurate other program: above 1 vit-fast is faster."
+        " One image a call by p90, more by images a second.",
+    )
+    return scrolled(tag("table", caption, tag("thead", head), tag("tbody", *body), class_="glance"))
+
+
+def glimpse(cell: Judged | None) -> Html:
+    if cell is None:
+        return tag("td", "")
+    against = cell.rival["program"] if cell.rival else "no accurate rival"
+    first = f"{cell.ratio:.2f}x" if cell.ratio else "-"
+    words = {"won": "won", "lost": "LOST", "disturbed": "disturbed, not counted"}.get(
+        cell.outcome, cell.outcome
+    )
+    if cell.close:
+        words += ", within the spread"
+    if cell.ours is None and cell.outcome == "lost":
+        words = "LOST: no accurate result of ours"
+    return tag(
+        "td", tag("b", first), " ", words, Html("<br>"), tag("small", f"against {against}"),
+        class_=cell.outcome.replace(" ", "-"),
+    )  # fmt: skip
+
+
+def rows_of(results: Results, layer: str) -> Html:
+    """Every case and program of a layer; empty where the file has none."""
+    cases = [c for c in results["cases"] if c["layer"] == layer]
+    if not cases:
+        return Html("")
+    columns = [COLUMNS[name] for name in LAYERS[layer]]
+    parts = list(dict.fromkeys(p for c in cases for r in c["rows"] for p in r["parts"] or {}))
+    columns = [*(part(p) for p in parts), *([total()] if parts else []), *columns]
+    head = tag(
+        "tr",
+        tag("th", "program", scope="col"),
+        *(tag("th", c.head, scope="col", title=c.meaning) for c in columns),
+    )
+    bodies = [
+        tag("tbody", heading(c, len(columns)), *(line(r, c, results, columns) for r in c["rows"]))
+        for c in cases
+    ]
+    return scrolled(tag("table", tag("thead", head), *bodies, class_="rows"))
+
+
+def part(name: str) -> Column:
+    return Column(
+        f"{name} s", lambda r, c, _: number((r["parts"] or {}).get(name)), f"seconds of: {name}"
+    )
+
+
+def total() -> Column:
+    return Column(
+        "in all s",
+        lambda r, c, _: number(sum(r["parts"].values())) if r["parts"] else "-",
+        "the parts together",
+    )
+
+
+def heading(case: Case, columns: int) -> Html:
+    said = [
+        f"{case['scenario']}, judged by {'p90' if case['scenario'] == 'single stream' else 'images/s'}",
+        f"baseline {case['baseline']}",
+        f"cache {case['cache']}",
+        f"drift {percent(case['drift'])}" if case["drift"] is not None else "drift not timed",
+    ]
+    if case.get("count"):
+        said.append(f"{case['count']} calls in a forward pass")
+    said += [f"{words} {when}" for when, words in clocks(case)]
+    disturbed = (
+        tag("strong", f" Disturbed, not to be trusted: {case['disturbed']}.")
+        if case["disturbed"]
+        else None
+    )
+    text = joined(tag("span", short(case)), " ", tag("small", "; ".join(said)), disturbed)
+    kind = "case disturbed" if case["disturbed"] else "case"
+    return tag("tr", tag("th", text, colspan=columns + 1, scope="rowgroup"), class_=kind)
+
+
+def clocks(case: Case) -> list[tuple[str, str]]:
+    """What the machine told of itself before and after."""
+    return [
+        (when, ", ".join(f"{number(v) if isinstance(v, (int, float)) else v} {k}" for k, v in found.items() if v is not None))
+        for when, found in (case["clocks"] or {}).items()
+        if found
+    ]  # fmt: skip
+
+
+def line(row: Row, case: Case, results: Results, columns: list[Column]) -> Html:
+    best = row in ranked(case)[:1] and case["layer"] != "ablation"
+    marks = []
+    if best:
+        marks.append(tag("span", "\u2605 best accurate", class_="best"))
+    if row["program"] == case["baseline"]:
+        marks.append(tag("span", "baseline"))
+    kind = " ".join(
+        filter(None, ["ours" if row["ours"] else "", "best" if best else "", row["status"]])
+    )
+    if row["status"] in ("ok", "inaccurate"):
+        if row["status"] == "inaccurate":
+            marks.append(tag("span", f"inaccurate, not ranked: {row['why']}", class_="why"))
+        cells = [tag("td", column.value(row, case, results)) for column in columns]
+    else:
+        words = STATUS[row["status"]]
+        cells = [tag("td", f"{words}: {row['why']}", colspan=len(columns), class_="why")]
+    return tag(
+        "tr",
+        tag("th", row["program"], *(joined(" ", m) for m in marks), scope="row"),
+        *cells,
+        class_=kind,
+    )
