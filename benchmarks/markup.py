@@ -9,9 +9,6 @@ class Html(str):
     """Markup that is already escaped."""
 
 
-Part = "str | Html | None"
-
-
 def tag(name: str, *parts: str | None, **attributes: str | int | None) -> Html:
     """<name attributes>parts</name>: parts that are not Html, and all attributes, are escaped; class_ is class."""
     said = "".join(

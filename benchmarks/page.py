@@ -24,6 +24,26 @@ SECTIONS = {
     "end to end": "End to end",
     "cold start": "Cold start",
 }
+# where programs are rivals, beside whole models
+OTHERS = ("operation", "block", "end to end", "cold start")
+CELL = (
+    "A cell is a model in one dtype at one batch. Only programs inside the accuracy rule are ranked: one image"
+    " a call by p90, more by images a second. All were timed on this machine, in this run."
+)
+ROWS = (
+    "\u2605 is the best accurate program of a case. Rows of vit-fast are on orange. Every row that was asked for"
+    " is here, and what was not timed says why."
+)
+LEAD = {
+    "ablation": (
+        "Each row is the one before it with one more step. No row is ranked: the steps are not rivals."
+    ),
+    "cold start": "In a process of its own; nothing is held against float64 here.",
+}
+NO_PICTURES = (
+    "This page was made without pictures: the file has no case to draw, or matplotlib was not installed"
+    " (pip install vit-fast[bench]). The tables have every number."
+)
 
 
 def write(results: Results, pictures: Sequence[Picture], path: Path) -> Path:
@@ -48,11 +68,15 @@ def page(results: Results, pictures: Sequence[Picture]) -> str:
     }
     parts = {head: content for head, content in parts.items() if content}
     links = [tag("a", head, href=f"#{anchor(head)}") for head in parts]
+    when = f"suite {run.get('suite', 'unknown')}, {run.get('at', 'at an unknown time')}"
+    sections = [
+        tag("section", tag("h2", head), content, id=anchor(head)) for head, content in parts.items()
+    ]
     body = joined(
-        tag("header", tag("h1", title), tag("p", f"suite {run.get('suite', 'unknown')}, {run.get('at', 'at an unknown time')}")),
+        tag("header", tag("h1", title), tag("p", when)),
         tag("nav", *(joined(link, " ") for link in links)),
-        tag("main", *(tag("section", tag("h2", head), content, id=anchor(head)) for head, content in parts.items())),
-    )  # fmt: skip
+        tag("main", *sections),
+    )
     head = joined(
         Html(
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -69,21 +93,18 @@ def anchor(head: str) -> str:
 
 def verdict(results: Results) -> Html:
     cells = judged(results, "model")
-    said = (
-        sentence(results)
-        if cells
-        else "This file has no case of a whole model: it does not say who is faster."
-    )
+    if cells:
+        said = joined(tag("p", sentence(results), class_="verdict"), tag("p", CELL))
+    else:
+        said = tag("p", "This file has no case of a whole model: it does not say who is faster.")
     lost = losses(cells)
-    rest = []
-    for layer, head in SECTIONS.items():
-        others = judged(results, layer)
-        if layer not in ("model", "ablation") and others:
-            rest.append(joined(tag("b", f"{head}: "), sentence(results, layer, "case")))
+    rest = [
+        joined(tag("b", f"{head}: "), sentence(results, layer, "case"))
+        for layer, head in SECTIONS.items()
+        if layer in OTHERS and judged(results, layer)
+    ]
     return joined(
-        tag("p", said, class_="verdict"),
-        tag("p", "A cell is a model in one dtype at one batch; only programs inside the accuracy rule are ranked, one image a"
-                 " call by p90, more by images a second, all timed on this machine in this run.") if cells else None,
+        said,
         listed(spans(results)),
         tag("h3", f"Lost: {counted(len(lost), 'cell')}") if lost else None,
         listed(lost, class_="lost"),
@@ -91,13 +112,13 @@ def verdict(results: Results) -> Html:
         tag("h3", "The other layers") if rest else None,
         listed(rest),
         *other_losses(results),
-    )  # fmt: skip
+    )
 
 
 def other_losses(results: Results) -> list[Html]:
     found = []
-    for layer, head in SECTIONS.items():
-        lost = losses(judged(results, layer)) if layer not in ("model", "ablation") else []
+    for layer in OTHERS:
+        lost, head = losses(judged(results, layer)), SECTIONS[layer]
         if lost:
             found.append(
                 joined(
@@ -122,13 +143,7 @@ def card(results: Results) -> Html:
 
 
 def drawn(pictures: Sequence[Picture]) -> Html:
-    if not pictures:
-        return tag(
-            "p",
-            "This page was made without pictures: the file has no case to draw, or matplotlib was not installed"
-            " (pip install vit-fast[bench]). The tables have every number.",
-        )
-    return joined(*map(figure, pictures))
+    return joined(*map(figure, pictures)) if pictures else tag("p", NO_PICTURES)
 
 
 def figure(picture: Picture) -> Html:
@@ -151,32 +166,28 @@ def figure(picture: Picture) -> Html:
 
 def section(results: Results, layer: str) -> Html:
     table = rows_of(results, layer)
-    if not table:
-        return Html("")
-    said = {
-        "ablation": "Each row is the one before it with one more step. No row is ranked: the steps are not rivals.",
-        "cold start": "Seconds in a process of its own; nothing is held against float64 here.",
-    }.get(
-        layer,
-        "\u2605 is the best accurate program of a case. Rows of vit-fast are in orange; every row that was asked for is here.",
-    )
-    return joined(tag("p", said), table)
+    return joined(tag("p", LEAD.get(layer, ROWS)), table) if table else Html("")
 
 
 def method(results: Results) -> Html:
     run = results["run"]
+    commit = (
+        f"at commit {run['commit']}"
+        if run.get("commit")
+        else "of a commit that the file does not name"
+    )
     terms = [*((c.head, c.meaning) for c in COLUMNS.values()), *TERMS.items()]
     start = "python -m pytest" if run.get("front") == "pytest" else "python -m benchmarks run"
-    commit = (
-        f" at commit {run['commit']}"
-        if run.get("commit")
-        else " (the file does not say of which commit)"
-    )
+    again = f"In a checkout of vit-fast {commit}, on a machine of this kind; FILE is what the first line writes:"
+    text = results["method"].get("text") or "The file does not say how the times were taken."
     return joined(
-        tag("p", str(results["method"].get("text") or "The file does not say how the times were taken.")),
+        tag("p", str(text)),
         tag("h3", "Every column and word"),
         tag("dl", *(joined(tag("dt", term), tag("dd", meaning)) for term, meaning in terms)),
         tag("h3", "Again"),
-        tag("p", f"In a checkout of vit-fast{commit}, on a machine of this kind; the report is made of the file that it writes:"),
-        tag("pre", f"{start} {run.get('arguments') or ''}".rstrip() + "\npython -m benchmarks report FILE"),
-    )  # fmt: skip
+        tag("p", again),
+        tag(
+            "pre",
+            f"{start} {run.get('arguments') or ''}".rstrip() + "\npython -m benchmarks report FILE",
+        ),
+    )

@@ -6,7 +6,7 @@ from .columns import COLUMNS, LAYERS, Column
 from .markup import Html, joined, tag
 from .results import Case, Results, Row, ranked
 from .verdict import Judged, judged
-from .words import STATUS, number, percent, short
+from .words import STATUS, number, short
 
 Table = Html
 
@@ -36,7 +36,7 @@ def flat(found: dict[str, object], before: str = "") -> dict[str, str]:
         elif isinstance(value, list):
             said[name] = ", ".join(map(str, value)) or "none"
         elif isinstance(value, float):
-            said[name] = number(value)
+            said[name] = f"{value:,.10g}"
         else:
             said[name] = "not known" if value is None else str(value)
     return said
@@ -70,7 +70,8 @@ def glance(results: Results) -> Html:
 def glimpse(cell: Judged | None) -> Html:
     if cell is None:
         return tag("td", "")
-    against = cell.rival["program"] if cell.rival else "no accurate rival"
+    others = sum(not r["ours"] for r in ranked(cell.case))
+    against = f"{cell.rival['program']}, best of {others}" if cell.rival else "no accurate rival"
     first = f"{cell.ratio:.2f}x" if cell.ratio else "-"
     words = {"won": "won", "lost": "LOST", "disturbed": "disturbed, not counted"}.get(
         cell.outcome, cell.outcome
@@ -90,7 +91,7 @@ def rows_of(results: Results, layer: str) -> Html:
     cases = [c for c in results["cases"] if c["layer"] == layer]
     if not cases:
         return Html("")
-    columns = [COLUMNS[name] for name in LAYERS[layer]]
+    columns = [COLUMNS[name] for name in LAYERS[layer].split()]
     parts = list(dict.fromkeys(p for c in cases for r in c["rows"] for p in r["parts"] or {}))
     columns = [*(part(p) for p in parts), *([total()] if parts else []), *columns]
     head = tag(
@@ -124,7 +125,7 @@ def heading(case: Case, columns: int) -> Html:
         f"{case['scenario']}, judged by {'p90' if case['scenario'] == 'single stream' else 'images/s'}",
         f"baseline {case['baseline']}",
         f"cache {case['cache']}",
-        f"drift {percent(case['drift'])}" if case["drift"] is not None else "drift not timed",
+        f"drift {case['drift']:+.1%}" if case["drift"] is not None else "drift not timed",
     ]
     if case.get("count"):
         said.append(f"{case['count']} calls in a forward pass")
@@ -140,16 +141,17 @@ def heading(case: Case, columns: int) -> Html:
 
 
 def clocks(case: Case) -> list[tuple[str, str]]:
-    """What the machine told of itself before and after."""
-    return [
-        (when, ", ".join(f"{number(v) if isinstance(v, (int, float)) else v} {k}" for k, v in found.items() if v is not None))
-        for when, found in (case["clocks"] or {}).items()
-        if found
-    ]  # fmt: skip
+    """What the machine told of itself, and when: before or after."""
+    found = []
+    for when, readings in (case["clocks"] or {}).items():
+        known = [f"{number(v)} {unit}" for unit, v in (readings or {}).items() if v is not None]
+        if known:
+            found.append((", ".join(known), when))
+    return found
 
 
 def line(row: Row, case: Case, results: Results, columns: list[Column]) -> Html:
-    best = row in ranked(case)[:1] and case["layer"] != "ablation"
+    best = any(row is first for first in ranked(case)[:1]) and case["layer"] != "ablation"
     marks = []
     if best:
         marks.append(tag("span", "\u2605 best accurate", class_="best"))

@@ -69,7 +69,10 @@ def sentence(results: Results, layer: str = "model", noun: str = "cell") -> str:
     won, lost = by.get("won", []), by.get("lost", [])
     total = len(won) + len(lost)
     if not total:
-        said = f"No {noun} of this file has both an accurate vit-fast and an accurate rival: it does not say who is faster."
+        said = (
+            f"No {noun} of this file that is to be trusted has both an accurate vit-fast and an"
+            " accurate rival: it does not say who is faster."
+        )
     else:
         said = (
             f"vit-fast is the fastest accurate program in {len(won)} of {counted(total, noun)},"
@@ -80,12 +83,12 @@ def sentence(results: Results, layer: str = "model", noun: str = "cell") -> str:
         if close:
             said += f" Of the {len(won)} won, {close} by less than the spread of the times."
     rest = {
-        "disturbed": "disturbed and not counted",
-        "uncontested": "without an accurate rival and not counted",
-        "not run": "without an accurate program, or without vit-fast, and not counted",
+        "disturbed": "disturbed",
+        "uncontested": "without an accurate rival",
+        "not run": "without an accurate program or without vit-fast",
     }
-    left = [f"{len(by[k])} more {words}" for k, words in rest.items() if k in by]
-    return " ".join([said, *([f"{'; '.join(left)}."] if left else [])])
+    left = [f"{len(by[k])} {words}" for k, words in rest.items() if k in by]
+    return f"{said} Not counted: {', '.join(left)}." if left else said
 
 
 def measure(case: Case, row: Row) -> str:

@@ -14,9 +14,11 @@ STATUS = {
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`digits` significant ones, never in powers of ten: 0.01234, 12.34, 12,340."""
+    """`digits` significant ones, never in powers of ten: 0.01234, 12.34, 12,340; whole numbers as they are."""
     if value is None:
         return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
     if value == 0:

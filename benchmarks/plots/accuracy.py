@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, Row, slug, timed
-from ..words import accuracy_share
+from ..words import accuracy_share, number
 from .notes import absences, marked
-from .style import DTYPE_MARKERS, INK, Look, Picture, log_ticks, save, sheet
+from .style import DTYPE_MARKERS, GREY, INK, Look, Picture, log_ticks, save, sheet, thousands
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -48,16 +48,16 @@ def picture(
     columns = min(len(found), 2 if len(found) in (2, 4) else 3)
     rows = math.ceil(len(found) / columns)
     title = f"Throughput against accuracy, batch {batch}"
-    figure = sheet(
-        title, results, 2.6 * rows + 0.2, legend(shown, dtypes, programs), absences(cases)
-    )
+    bad = any(r["status"] == "inaccurate" for c in cases for r in c["rows"])
+    handles = legend(shown, dtypes, programs, bad)
+    figure = sheet(title, results, 2.6 * rows + 0.2, handles, absences(cases))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     shares = [point(r)[0] for c in cases for r in timed(c) if point(r)]
     low, high = min(*shares, 0.5) / 1.6, max(*shares, 1.0) * 1.8
     for i, (ax, (key, group)) in enumerate(zip(axes, found.items())):
         panel(ax, group, programs)
-        words = " ".join(key) if len({k[1] for k in found}) > 1 else key[0]
-        ax.set_title(marked(words, any(c["disturbed"] for c in group)))
+        name = " ".join(key) if len({k[1] for k in found}) > 1 else key[0]
+        ax.set_title(marked(name, any(c["disturbed"] for c in group)))
         ax.set_xlim(low, high)
         log_ticks(ax.xaxis, low, high)
         ax.tick_params(labelbottom=True)
@@ -69,38 +69,40 @@ def picture(
         ax.set_axis_off()
     path = save(figure, folder / f"accuracy_batch_{slug(str(batch))}.png")
     caption = (
-        "Upwards is faster, to the left is nearer to float64. The line at 1 is the accuracy rule: what lies right of it"
-        " is not ranked. The share is the worse of two measures (largest error, worst row), each over what the rule"
-        " allows in that dtype, so shares of two dtypes are of different allowances."
-        + (" Drawn for the least and the greatest batch; the tables have all." if more else "")
+        "Upwards is faster, to the left is nearer to float64. The line at 1 is the accuracy rule: what"
+        " lies right of it is not ranked. The share is the worse of two measures (largest error, worst"
+        " row), each over what the rule allows in that dtype: shares of two dtypes are shares of"
+        " different allowances."
     )
-    alt = "; ".join(
-        f"{c['name']}: "
-        + ", ".join(f"{r['program']} {point(r)[1]:.4g} images/s at {point(r)[0]:.2g}" for r in timed(c) if point(r))
-        for c in cases
-    )  # fmt: skip
-    return Picture(
-        path,
-        title,
-        caption,
-        f"Points of images per second against the share of the allowed error. {alt}.",
+    if more:
+        caption += " Drawn for the least and the greatest batch; the tables have all."
+    said = "; ".join(
+        f"{c['name']}: {', '.join(map(words, filter(point, timed(c))))}" for c in cases
     )
+    alt = f"Points of images per second against the share of the allowed error. {said}."
+    return Picture(path, title, caption, alt)
 
 
-def legend(shown: set[str], dtypes: list[str], programs: dict[str, Look]) -> list[Artist]:
+def words(row: Row) -> str:
+    share, images_s = point(row)
+    return f"{row['program']} {number(images_s)} images/s at {number(share, 2)}"
+
+
+def legend(
+    shown: set[str], dtypes: list[str], programs: dict[str, Look], bad: bool
+) -> list[Artist]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     found: list[Artist] = [
         Patch(facecolor=k.color, label=k.label) for p, k in programs.items() if p in shown
     ]
-    found += [
-        Line2D(
-            [], [], color=INK, marker=DTYPE_MARKERS.get(d, "D"), mfc="white", ms=6, lw=0, label=d
-        )
-        for d in dtypes
-    ]
+    marks = [(DTYPE_MARKERS.get(d, "D"), d, INK) for d in dtypes]
+    found += [Line2D([], [], color=c, marker=m, ms=6, lw=0, label=d) for m, d, c in marks]
     found.append(Line2D([], [], color=INK, lw=1.2, ls="--", label="limit of the accuracy rule"))
+    if bad:
+        words = "hollow: beyond the rule, not ranked"
+        found.append(Line2D([], [], color=INK, marker="o", mfc="white", ms=6, lw=0, label=words))
     return found
 
 
@@ -112,10 +114,18 @@ def panel(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
                 continue
             look = programs[row["program"]]
             ok = row["status"] == "ok"
-            ax.plot(*at, marker=DTYPE_MARKERS.get(case["dtype"], "D"), ms=9 if look.ours else 7, ls="",
-                    mfc=look.color if ok else "white", mec="white" if ok else look.color, mew=0.8 if ok else 1.6,
-                    zorder=4 if look.ours else 3, clip_on=False)  # fmt: skip
+            ax.plot(
+                *at, marker=DTYPE_MARKERS.get(case["dtype"], "D"), ms=9 if look.ours else 7, ls="",
+                mfc=look.color if ok else "white", mec="white" if ok else look.color,
+                mew=0.8 if ok else 1.6, zorder=4 if look.ours else 3, clip_on=False,
+            )  # fmt: skip
+            if look.number:
+                ax.annotate(
+                    str(look.number), at, xytext=(5, 0), textcoords="offset points", va="center",
+                    fontsize=6.6, color=GREY,
+                )  # fmt: skip
     ax.set_xscale("log")
     ax.set_ylim(0, max(point(r)[1] for c in cases for r in timed(c) if point(r)) * 1.1)
+    thousands(ax.yaxis)
     ax.axvline(1, color=INK, lw=1.2, ls="--", zorder=2)
     ax.grid()

@@ -110,7 +110,8 @@ def panel(ax: Axes, key: Key, cases: list[Case], programs: dict[str, Look], say_
         points = [(c["batch"], r) for c in cases for r in timed(c) if r["program"] == program]
         bad = any(r["status"] == "inaccurate" for _, r in points)
         # a hair apart, so that whiskers do not hide one another
-        x = [b * 1.025 ** (i - (len(shown) - 1) / 2) for b, _ in points]
+        step = min(1.025, 1.15 ** (1 / len(shown)))
+        x = [b * step ** (i - (len(shown) - 1) / 2) for b, _ in points]
         y = [r["p50_ms"] for _, r in points]
         up = [max(0.0, r["p90_ms"] - r["p50_ms"]) for _, r in points]
         ax.errorbar(

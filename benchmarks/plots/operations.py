@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +18,24 @@ if TYPE_CHECKING:
 Key = tuple[str, str, int]  # title, dtype, batch
 
 
-def by_model(results: Results, keep: str = "operation") -> dict[Key, list[Case]]:
-    found: dict[Key, list[Case]] = {}
-    for case in results["cases"]:
-        if case["layer"] == keep and any(timed(case)):
-            found.setdefault((case["title"], case["dtype"], case["batch"]), []).append(case)
-    return found
+@dataclass(frozen=True)
+class Bar:
+    program: str
+    length: float
+    words: str  # what stands behind it
+    inaccurate: bool = False
 
 
 def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Picture]:
-    found = {k: v for k, v in by_model(results).items() if len(v) >= 2}
-    return [picture(results, key, cases, programs, folder) for key, cases in found.items()]
+    found: dict[Key, list[Case]] = {}
+    for case in results["cases"]:
+        if case["layer"] == "operation" and any(timed(case)):
+            found.setdefault((case["title"], case["dtype"], case["batch"]), []).append(case)
+    return [
+        picture(results, key, cases, programs, folder)
+        for key, cases in found.items()
+        if len(cases) >= 2
+    ]
 
 
 def calls(cases: list[Case]) -> list[int] | None:
@@ -41,24 +50,29 @@ def picture(
     title, dtype, batch = key
     counts = calls(cases)
     shown = [p for p in programs if any(row_of(c, p) for c in cases)]
-    # a sum over operations can be compared only between programs that have them all
+    # a sum over operations compares only programs that have them all
     whole = [p for p in shown if all(row_of(c, p) for c in cases)] if counts else []
+    groups = grouped(cases, counts, shown, whole)
     head = f"Where the time goes: {title} {dtype} batch {batch}"
     bad = any(r["status"] == "inaccurate" for c in cases for r in c["rows"])
-    bars = sum(1 for c in cases for _ in timed(c)) + len(whole)
-    height = 0.205 * bars + 0.12 * (len(cases) + 1) + 0.7
-    figure = sheet(head, results, height, patches(shown, programs, bad), absences(cases))
+    handles = patches(shown, programs, bad)
+    figure = sheet(head, results, bars_inches(groups), handles, absences(cases))
     ax = figure.subplots()
-    panel(ax, cases, counts, shown, whole, programs)
+    horizontal(ax, groups, programs)
+    ax.set_xlabel("ms in a forward pass (p50)" if counts else "ms a call (p50)")
     path = save(figure, folder / f"operations_{slug(' '.join(map(str, key)))}.png")
     unit = "times how often a forward pass calls it" if counts else "of one call"
+    sums = ", its share of that program's sum over these operations," if whole else ""
     caption = (
-        f"Median time (p50) of each operation alone, {unit}; shorter is faster. Behind each bar: the time,"
-        + (" its share of that program's sum over these operations," if whole else "")
-        + " and the speed-up over the case's baseline. Operations are timed one by one, so their sum is not the time of the"
-        " whole model: memory between them is warmer or colder, and what is fused across them is missing."
-        + ("" if counts else " The file does not say how often a forward pass calls each, so times are not added up.")
-    )  # fmt: skip
+        f"Median time (p50) of each operation alone, {unit}; shorter is faster. Behind each bar: the"
+        f" time{sums} and the speed-up over the case's baseline. Operations are timed one by one, so"
+        " their sum is not the time of the whole model: what lies in caches between them differs,"
+        " and what is fused across them is missing."
+    )
+    if not counts:
+        caption += (
+            " The file does not say how often a forward pass calls each: nothing is added up."
+        )
     said = "; ".join(
         f"{c['what']}: " + ", ".join(f"{r['program']} {number(r['p50_ms'])} ms" for r in timed(c))
         for c in cases
@@ -66,67 +80,75 @@ def picture(
     return Picture(path, head, caption, f"Bars of the time of a call of each operation. {said}.")
 
 
-def panel(
-    ax: Axes,
-    cases: list[Case],
-    counts: list[int] | None,
-    shown: list[str],
-    whole: list[str],
-    programs: dict[str, Look],
-) -> None:
+def grouped(
+    cases: list[Case], counts: list[int] | None, shown: list[str], whole: list[str]
+) -> dict[str, list[Bar]]:
+    """The bars of each operation, behind those of the sum for the programs in `whole`."""
     each = counts or [1] * len(cases)
-    totals = {p: sum(row_of(c, p)["p50_ms"] * n for c, n in zip(cases, each)) for p in whole}
-    y, ticks, scale = 0.0, [], 0.0
-    base = totals.get(cases[0]["baseline"]) if len({c["baseline"] for c in cases}) == 1 else None
-
-    def bar(program: str, ms: float, words: list[str], inaccurate: bool = False) -> None:
-        nonlocal y, scale
-        look = programs[program]
-        ax.barh(
-            y,
-            ms,
-            0.92,
-            color=look.color,
-            hatch=HATCH if inaccurate else None,
-            edgecolor="white",
-            lw=0,
-        )
-        name = f"[{look.number}]" if look.number else ""
-        texts.append(
-            (
-                ms,
-                y,
-                "  ".join(filter(None, [name, f"{number(ms, 3)} ms", *words])),
-                inaccurate,
-                look.ours,
-            )
-        )
-        scale = max(scale, ms)
-        y += 1
-
-    texts: list[tuple[float, float, str, bool, bool]] = []
+    sums = {p: sum(row_of(c, p)["p50_ms"] * n for c, n in zip(cases, each)) for p in whole}
+    baselines = {c["baseline"] for c in cases}
+    base = sums.get(baselines.pop()) if len(baselines) == 1 else None
+    found: dict[str, list[Bar]] = {}
     if whole:
-        ticks.append((y + (len(whole) - 1) / 2, "sum of these"))
-        for p in whole:
-            bar(p, totals[p], [f"{base / totals[p]:.2f}x" if base and totals[p] != base else ""])
-        y += 0.6
+        found["sum of these"] = [
+            Bar(
+                p, s, spaced(f"{number(s, 3)} ms", f"{base / s:.2f}x" if base and s != base else "")
+            )
+            for p, s in sums.items()
+        ]
     for case, n in zip(cases, each):
-        rows = [row_of(case, p) for p in shown if row_of(case, p)]
-        name = marked(f"{case['what']}" + (f"  ×{n}" if counts else ""), bool(case["disturbed"]))
-        ticks.append((y + (len(rows) - 1) / 2, name))
-        for row in rows:
+        bars = []
+        for row in filter(None, (row_of(case, p) for p in shown)):
             p, ms = row["program"], row["p50_ms"] * n
-            share = f"{ms / totals[p]:.0%}" if p in totals else ""
-            gain = row["speed_up"]
-            faster = f"{gain:.2f}x" if gain and p != case["baseline"] else ""
-            bar(p, ms, [share, faster], row["status"] == "inaccurate")
+            gain = row["speed_up"] if p != case["baseline"] else None
+            words = spaced(
+                f"{number(ms, 3)} ms",
+                small_percent(ms / sums[p]) if p in sums else "",
+                f"{gain:.2f}x" if gain else "",
+            )
+            bars.append(Bar(p, ms, words, row["status"] == "inaccurate"))
+        name = f"{case['what']}  \u00d7{n}" if counts else case["what"]
+        found[marked(name, bool(case["disturbed"]))] = bars
+    return found
+
+
+def spaced(*words: str) -> str:
+    return "   ".join(filter(None, words))
+
+
+def small_percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def bars_inches(groups: dict[str, Sequence[Bar]]) -> float:
+    return 0.195 * sum(map(len, groups.values())) + 0.12 * len(groups) + 0.65
+
+
+def horizontal(ax: Axes, groups: dict[str, list[Bar]], programs: dict[str, Look]) -> None:
+    """Groups of bars downwards, the words of each behind it, with room for the longest."""
+    scale = max(bar.length for bars in groups.values() for bar in bars)
+    # a character is some 0.0085 of the axis
+    room = max(
+        b.length / scale + 0.0088 * (len(b.words) + 5) for bars in groups.values() for b in bars
+    )
+    y, middles = 0.0, []
+    for bars in groups.values():
+        middles.append(y + (len(bars) - 1) / 2)
+        for bar in bars:
+            look = programs[bar.program]
+            ax.barh(
+                y, bar.length, 0.92, color=look.color, hatch=HATCH if bar.inaccurate else None,
+                edgecolor="white", lw=0,
+            )  # fmt: skip
+            ax.annotate(
+                f"[{look.number}] {bar.words}" if look.number else bar.words, (bar.length, y), xytext=(4, -0.5),
+                textcoords="offset points", va="center", fontsize=7.8, color=GREY if bar.inaccurate else INK,
+                weight="bold" if look.ours else "normal",
+            )  # fmt: skip
+            y += 1
         y += 0.6
-    for ms, at, words, inaccurate, ours in texts:
-        ax.text(ms + scale * 0.008, at, words, va="center", fontsize=7.8,
-                color=GREY if inaccurate else INK, weight="bold" if ours else "normal")  # fmt: skip
-    ax.set_yticks([t for t, _ in ticks], [name for _, name in ticks])
+    ax.set_yticks(middles, list(groups))
     ax.tick_params(axis="y", length=0)
-    ax.set_ylim(y - 0.6 - 0.3, -0.7)
-    ax.set_xlim(0, scale * (1.3 if whole else 1.25))
-    ax.set_xlabel("ms in a forward pass (p50)" if counts else "ms a call (p50)")
+    ax.set_ylim(y - 0.9, -0.7)
+    ax.set_xlim(0, scale * max(room, 1.05))
     ax.grid(axis="x")

@@ -198,14 +198,15 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
 
 def balanced(text: str, width: int) -> str:
     """`text` in as few lines as `width` characters allow, and these of like length."""
-    lines = textwrap.wrap(text, width)
+
+    def wrapped(most: int) -> list[str]:
+        return textwrap.wrap(text, most, break_long_words=False)
+
     for less in range(1, width):
-        if (
-            len(textwrap.wrap(text, less)) == len(lines)
-            and max(map(len, textwrap.wrap(text, less))) <= less
-        ):
-            return "\n".join(textwrap.wrap(text, less))
-    return "\n".join(lines)
+        lines = wrapped(less)
+        if len(lines) == len(wrapped(width)) and max(map(len, lines)) <= less:
+            return "\n".join(lines)
+    return "\n".join(wrapped(width))
 
 
 def thousands(axis: Any) -> None:
