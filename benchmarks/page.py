@@ -106,9 +106,9 @@ def verdict(results: Results) -> Html:
     return joined(
         said,
         listed(spans(results)),
+        glance(results),
         tag("h3", f"Lost: {counted(len(lost), 'cell')}") if lost else None,
         listed(lost, class_="lost"),
-        glance(results),
         tag("h3", "The other layers") if rest else None,
         listed(rest),
         *other_losses(results),

@@ -22,18 +22,19 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 .rows tbody th { font-weight: 400; min-width: 11rem; max-width: 22rem; }
 .rows th:first-child { position: sticky; left: 0; background: #fff; }
 .rows tr.case th { position: static; max-width: none; padding-top: 1rem; background: #f1f3f5; }
-.rows tr.case span { font-weight: 700; }
+.rows tr.case div { position: sticky; left: .5rem; width: fit-content; max-width: min(70rem, 86vw); }
+.rows tr.case th span { font-weight: 700; font-size: 1em; color: var(--ink); }
 .rows tr.case.disturbed th { background: #fff1d6; }
 .rows tr.ours th, .rows tr.ours td { background: #fff4ec; }
 .rows tr.ours th { color: var(--ours); font-weight: 600; }
-.rows th span { display: block; font-size: .75rem; font-weight: 400; color: var(--soft); }
+.rows th span { display: block; font-size: .92em; font-weight: 400; color: var(--soft); }
 .rows th span.best { color: #14632b; font-weight: 700; }
 .rows tr.best td { font-weight: 700; }
 .rows tr.inaccurate td { color: var(--soft); font-style: italic; }
 .rows tr.wrong td, .rows tr.failed td, .rows th span.why { color: var(--bad); }
 .rows tr.skipped td { color: var(--soft); }
 .glance td { text-align: left; border: 1px solid #fff; white-space: nowrap; }
-.glance th { text-align: left; }
+.glance th { text-align: left; white-space: nowrap; }
 .glance .won { background: #dcefe0; } .glance .lost { background: #fbdde4; color: var(--bad); }
 .glance .disturbed { background: #fff1d6; } .glance .uncontested, .glance .not-run { background: #f1f3f5; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem 2rem;

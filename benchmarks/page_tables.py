@@ -30,15 +30,15 @@ def pairs(found: dict[str, object], title: str) -> Html:
 def flat(found: dict[str, object], before: str = "") -> dict[str, str]:
     said: dict[str, str] = {}
     for key, value in found.items():
-        name = f"{before}{key}".replace("_", " ")
+        name = f"{before}{key}"
         if isinstance(value, dict):
-            said.update(flat(value, f"{name}, "))
+            said.update(flat(value, f"{name} "))
         elif isinstance(value, list):
             said[name] = ", ".join(map(str, value)) or "none"
         elif isinstance(value, float):
             said[name] = f"{value:,.10g}"
         else:
-            said[name] = "not known" if value is None else str(value)
+            said[name] = "none" if value is None else str(value)
     return said
 
 
@@ -59,19 +59,19 @@ def glance(results: Results) -> Html:
         tag("tr", tag("th", name, scope="row"), *(glimpse(found.get(key)) for key in heads))
         for name, found in rows.items()
     ]
-    caption = tag(
-        "caption",
+    said = (
         "The best accurate vit-fast against the best accurate other program: above 1 vit-fast is faster."
-        " One image a call by p90, more by images a second.",
+        " One image a call by p90, more by images a second."
     )
-    return scrolled(tag("table", caption, tag("thead", head), tag("tbody", *body), class_="glance"))
+    table = tag("table", tag("thead", head), tag("tbody", *body), class_="glance")
+    return joined(tag("h3", "Cell by cell"), tag("p", said), scrolled(table))
 
 
 def glimpse(cell: Judged | None) -> Html:
     if cell is None:
         return tag("td", "")
     others = sum(not r["ours"] for r in ranked(cell.case))
-    against = f"{cell.rival['program']}, best of {others}" if cell.rival else "no accurate rival"
+    against = f"against {cell.rival['program']}, best of {others}" if cell.rival else ""
     first = f"{cell.ratio:.2f}x" if cell.ratio else "-"
     words = {"won": "won", "lost": "LOST", "disturbed": "disturbed, not counted"}.get(
         cell.outcome, cell.outcome
@@ -81,7 +81,7 @@ def glimpse(cell: Judged | None) -> Html:
     if cell.ours is None and cell.outcome == "lost":
         words = "LOST: no accurate result of ours"
     return tag(
-        "td", tag("b", first), " ", words, Html("<br>"), tag("small", f"against {against}"),
+        "td", tag("b", first), " ", words, Html("<br>"), tag("small", against),
         class_=cell.outcome.replace(" ", "-"),
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def heading(case: Case, columns: int) -> Html:
         if case["disturbed"]
         else None
     )
-    text = joined(tag("span", short(case)), " ", tag("small", "; ".join(said)), disturbed)
+    text = tag("div", tag("span", short(case)), " ", tag("small", "; ".join(said)), disturbed)
     kind = "case disturbed" if case["disturbed"] else "case"
     return tag("tr", tag("th", text, colspan=columns + 1, scope="rowgroup"), class_=kind)
 

@@ -37,12 +37,12 @@ def judge(case: Case) -> Judged:
         ratio = score(case, rival) / score(case, ours)
         close = abs(ratio - 1) < max(r["spread"] or 0.0 for r in (ours, rival))
     outcome: Outcome
-    if case["disturbed"]:
-        outcome = "disturbed"
-    elif not any(r["ours"] for r in case["rows"]) or not order:
+    if not order or not any(r["ours"] for r in case["rows"]):
         outcome = "not run"
     elif ours is None:
-        outcome = "lost"
+        outcome = "lost"  # whatever disturbed it: this is not about times
+    elif case["disturbed"]:
+        outcome = "disturbed"
     elif ratio is None:
         outcome = "uncontested"
     else:

@@ -101,7 +101,7 @@ def legend(
     found += [Line2D([], [], color=c, marker=m, ms=6, lw=0, label=d) for m, d, c in marks]
     found.append(Line2D([], [], color=INK, lw=1.2, ls="--", label="limit of the accuracy rule"))
     if bad:
-        words = "hollow: beyond the rule, not ranked"
+        words = "beyond it: not ranked"
         found.append(Line2D([], [], color=INK, marker="o", mfc="white", ms=6, lw=0, label=words))
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..results import Case, Results, ranked, slug, timed
 from ..words import counted
 from .notes import absences, marked, patches
-from .style import GREY, HATCH, INK, Look, Picture, balanced, save, sheet
+from .style import GREY, HATCH, INK, Look, Picture, balanced, name_panel, save, sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -104,7 +104,7 @@ def picture(
     say_what = len({c["what"] for c in cases}) > 1
     for i, (ax, panel) in enumerate(zip(axes, found)):
         fill(ax, panel, programs, top, span, 820 / columns / span)
-        ax.set_title(panel.title)
+        name_panel(ax, panel.title, columns)
         label(ax, panel, programs, say_what, 820 / columns / span)
         if i % columns == 0:
             ax.set_ylabel("speed-up (p50)")

@@ -7,6 +7,7 @@ backend of whoever imports us: a Figure of its own is drawn with Agg, under an r
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -197,16 +198,28 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def balanced(text: str, width: int) -> str:
-    """`text` in as few lines as `width` characters allow, and these of like length."""
+    """`text` in as few lines as `width` characters allow, these of like length; broken at blanks, hyphens and slashes."""
+    pieces = re.findall(r"[^\s/-]*[/-]+|[^\s/-]+\s*|\s+", text)
 
     def wrapped(most: int) -> list[str]:
-        return textwrap.wrap(text, most, break_long_words=False)
+        lines = [""]
+        for piece in pieces:
+            if lines[-1] and len((lines[-1] + piece).rstrip()) > most:
+                lines.append("")
+            lines[-1] += piece
+        return [line.strip() for line in lines]
 
+    fewest = len(wrapped(width))
     for less in range(1, width):
         lines = wrapped(less)
-        if len(lines) == len(wrapped(width)) and max(map(len, lines)) <= less:
+        if len(lines) == fewest and max(map(len, lines)) <= less:
             return "\n".join(lines)
     return "\n".join(wrapped(width))
+
+
+def name_panel(ax: Axes, text: str, columns: int) -> None:
+    """A title that stays over its own one of `columns` panels."""
+    ax.set_title(balanced(text, {1: 100, 2: 48}.get(columns, 30)))
 
 
 def thousands(axis: Any) -> None:

@@ -1,0 +1,265 @@
+"""The pictures: which are made of what, what they say, and that their words can be read."""
+
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+
+import benchmark_variants as variants
+from benchmark_results import results, untimed
+from benchmarks.plots import Picture, draw
+from benchmarks.plots.intensity import apart
+from benchmarks.plots.notes import absences
+from benchmarks.plots.operations import calls, grouped
+from benchmarks.plots.style import OURS, RIVALS, balanced, looks
+
+ROOT = Path(__file__).parents[1]
+BASE = {
+    "speed_up.png", "latency.png", "accuracy_batch_1.png", "accuracy_batch_8.png", "roofline_fp32.png",
+    "roofline_bf16.png", "ablation_vit_b_16_224_tokens_fp32_batch_8.png", "operations_vit_b_16_224_fp32_8.png",
+    "cold_start.png",
+}  # fmt: skip
+
+
+def named(pictures: list[Picture]) -> set[str]:
+    return {p.path.name for p in pictures}
+
+
+def only(*layers: str, found: dict | None = None) -> dict:
+    found = found or results()
+    return {**found, "cases": [c for c in found["cases"] if c["layer"] in layers]}
+
+
+@pytest.fixture
+def drawing():
+    return pytest.importorskip("matplotlib")
+
+
+def test_all_kinds(drawing, tmp_path):
+    pictures = draw(results(), tmp_path / "new" / "folder")
+    assert named(pictures) == BASE
+    for p in pictures:
+        assert p.path.read_bytes().startswith(b"\x89PNG")
+        assert p.title and p.caption.endswith(".") and p.alt
+
+
+@pytest.mark.parametrize(
+    "layers, names",
+    [
+        (("block", "end to end"), set()),
+        (("ablation",), {"ablation_vit_b_16_224_tokens_fp32_batch_8.png"}),
+        (("cold start",), {"cold_start.png"}),
+        (("operation",), {"operations_vit_b_16_224_fp32_8.png", "roofline_fp32.png"}),
+    ],
+)
+def test_a_picture_needs_its_cases(drawing, tmp_path, layers, names):
+    assert named(draw(only(*layers), tmp_path)) == names
+
+
+def test_latency_needs_two_batches(drawing, tmp_path):
+    found = only("model")
+    found["cases"] = [c for c in found["cases"] if c["batch"] == 8]
+    assert "latency.png" not in named(draw(found, tmp_path))
+
+
+def test_the_roofline_needs_roofs(drawing, tmp_path):
+    found = only("operation")
+    found["peaks"] = {"bf16": {"measured_tflops": 1.0, "nominal_tflops": None}}
+    assert named(draw(found, tmp_path)) == {"operations_vit_b_16_224_fp32_8.png"}
+
+
+def test_the_speed_up_needs_its_baseline(drawing, tmp_path):
+    found = only("model")
+    for c in found["cases"]:
+        for r in c["rows"]:
+            r["speed_up"] = None
+    assert "speed_up.png" not in named(draw(found, tmp_path))
+
+
+def test_operations_need_company(drawing, tmp_path):
+    found = only("operation")
+    found["cases"] = found["cases"][:1]
+    assert named(draw(found, tmp_path)) == {"roofline_fp32.png"}
+
+
+@pytest.mark.parametrize("found", [variants.nothing_timed(), variants.empty()])
+def test_nothing_to_draw(drawing, tmp_path, found):
+    assert draw(found, tmp_path) == []
+
+
+def test_much_is_divided_by_dtype(drawing, tmp_path):
+    found = variants.gpu()
+    found["cases"] = [c for c in found["cases"] if c["dtype"] != "fp16"]
+    names = named(draw(found, tmp_path))
+    assert {"speed_up_bf16.png", "speed_up_fp32.png", "latency_bf16.png"} <= names
+    assert {n for n in names if n.startswith("accuracy")} == {"accuracy_batch_1.png", "accuracy_batch_256.png"}  # fmt: skip
+
+
+def test_nothing_stays_behind(drawing, tmp_path):
+    """Neither the settings nor the backend of whoever imports us; and their settings do not reach us."""
+    found = only("cold start")
+    first = draw(found, tmp_path)[0].path.read_bytes()
+    with drawing.rc_context({"font.size": 30, "axes.facecolor": "black"}):
+        before = dict(drawing.rcParams)
+        assert draw(found, tmp_path)[0].path.read_bytes() == first
+        assert dict(drawing.rcParams) == before
+
+
+def test_without_matplotlib(tmp_path):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path\n"
+        "from benchmarks import page, plots\n"
+        "try: plots.draw({'cases': []}, Path(sys.argv[1]))\n"
+        "except ImportError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip().endswith("pip install vit-fast[bench]")
+
+
+def test_matplotlib_waits_for_a_picture():
+    code = "import sys; from benchmarks import page, plots; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_looks():
+    """A colour for each program, ours in tones of one; steps are no programs."""
+    found = looks(results())
+    assert list(found)[-1] == "vit-fast" and found["vit-fast"].color == OURS[0]
+    assert found["transformers, eager"].color == RIVALS[0]
+    assert len({k.color for k in found.values()}) == len(found)
+    assert "+ linear" not in found
+    assert all(k.number is None for k in found.values())
+    many = looks(variants.many_programs())
+    assert [k.number for k in many.values()] == list(range(1, 18))
+    assert len({k.color for k in many.values()}) == 17
+
+
+def test_operations_are_added_up_where_their_calls_are_known():
+    found = variants.counted_operations()["cases"]
+    shown = ["PyTorch", "vit-fast"]
+    groups = grouped(found, calls(found), shown, shown)
+    sums = {b.program: b.length for b in groups["sum of these"]}
+    for program in shown:
+        rows = [next(r for r in c["rows"] if r["program"] == program) for c in found]
+        times = [row["p50_ms"] * c["count"] for row, c in zip(rows, found)]
+        bars = [
+            bar for group in list(groups.values())[1:] for bar in group if bar.program == program
+        ]
+        assert [bar.length for bar in bars] == pytest.approx(times)
+        assert sums[program] == pytest.approx(sum(times))
+    assert "layer_norm  \u00d725" in groups
+    assert calls([*found[:-1], {**found[-1], "count": None}]) is None
+    assert "sum of these" not in grouped(found, None, shown, [])
+
+
+def test_notes_say_what_is_missing():
+    cases = [c for c in variants.gpu()["cases"] if c["layer"] == "model"]
+    cases += only("model")["cases"]
+    said = absences(cases)
+    assert (
+        said[0] == "WRONG, not timed: vit-fast in 5 of 117 cases: largest error 0.5, allowed 0.01."
+    )
+    assert (
+        "Failed: TensorRT in 35 of 117 cases: RuntimeError: engine <build> failed & gave up."
+        in said
+    )
+    assert "Skipped: timm, torch.compile in ViT-B/16-224 tokens fp32 batch 1: timm is not installed." in said  # fmt: skip
+    assert (
+        "Inaccurate: OpenVINO in 6 of 117 cases, up to 3 times the error that the rule allows."
+        in said
+    )
+    assert any("Disturbed" in line and "14% of the processor" in line for line in said)
+
+
+def test_many_notes_are_cut_and_say_so():
+    cases = only("model")["cases"][:1]
+    cases[0]["rows"] += [untimed(f"program {i}", "skipped", "no") for i in range(20)]
+    said = absences(cases)
+    assert len(said) == 9 and said[-1] == "And 13 more notes, in the tables of the report."
+
+
+def test_names_move_apart():
+    places = apart([0.0, 5.0, 5.0, 5.1, 9.9, 10.0], 0.0, 10.0, 0.5)
+    assert places == sorted(places) and places[0] >= 0 and places[-1] <= 10
+    assert all(b - a > 0.499 for a, b in pairwise(places))
+    assert sum(places[1:4]) / 3 == pytest.approx(15.1 / 3)
+
+
+def test_balanced():
+    assert balanced("DINOv3-ViT-H+/16-224", 17) == "DINOv3-ViT-\nH+/16-224"
+    assert balanced("short", 17) == "short"
+    assert balanced("unbreakable_and_long", 8) == "unbreakable_and_long"
+
+
+def a_loss() -> dict:
+    """An ablation in which a step costs time, and a step whose result is inaccurate."""
+    found = only("ablation")
+    found["cases"][0]["rows"][3].update(p50_ms=900.0, status="inaccurate", why="largest error 2, allowed 1")  # fmt: skip
+    return found
+
+
+def whats() -> dict:
+    """Outputs of one model side by side, and names that are long."""
+    title = "DINOv2-with-registers-giant/14-518"
+    speeds = {"transformers, eager": 1.0, "a program that has a name which does not end": 2.0, "vit-fast": 1.5}  # fmt: skip
+    found = variants.models([title], {"fp16": 4.0}, (1, 8, 64), speeds)
+    outputs = [{**c, "what": what} for what in ("tokens", "pooled", "logits") for c in found]
+    return {**results(), "cases": outputs}
+
+
+FILES = {
+    "made up": results,
+    "another seed": lambda: results(5),
+    "one case": variants.one_model,
+    "operations with calls": variants.counted_operations,
+    "a step that costs": a_loss,
+    "three outputs": whats,
+    "seventeen programs": variants.many_programs,
+    "seven models, seventeen programs": lambda: variants.many_programs(variants.MODELS),
+    "a GPU": lambda: {**variants.gpu(), "cases": [c for c in variants.gpu()["cases"] if c["dtype"] == "bf16"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_words_can_be_read(drawing, tmp_path, monkeypatch, name):
+    """No word leaves its picture, and none stands on another."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    drawn: list[tuple[str, Bbox]] = []
+    pages: list[tuple[str, Bbox, list[tuple[str, Bbox]]]] = []
+    draw_text, write = Text.draw, FigureCanvasAgg.print_png
+
+    def text_drawn(text, renderer, *rest):
+        if text.get_visible() and text.get_text().strip():
+            drawn.append((text.get_text(), text.get_window_extent(renderer)))
+        draw_text(text, renderer, *rest)
+
+    def written(canvas, path, **options):
+        drawn.clear()
+        write(canvas, path, **options)
+        pages.append((Path(path).name, canvas.figure.bbox.frozen(), list(drawn)))
+
+    monkeypatch.setattr(Text, "draw", text_drawn)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", written)
+    pictures = draw(FILES[name](), tmp_path)
+    assert len(pages) == len(pictures) > 0
+    for file, whole, words in pages:
+        assert whole.width == 9 * 160 and len(words) > 8
+        for text, box in words:
+            inside = (
+                whole.x0 <= box.x0 + 1
+                and box.x1 <= whole.x1 + 1
+                and whole.y0 <= box.y0 + 1
+                and box.y1 <= whole.y1 + 1
+            )
+            assert inside, f"{file}: {text!r} leaves the picture"
+        for (a, p), (b, q) in combinations(words, 2):
+            # boxes of letters have some air of their own
+            across, down = min(p.x1, q.x1) - max(p.x0, q.x0), min(p.y1, q.y1) - max(p.y0, q.y0)
+            assert min(across, down) < 3, f"{file}: {a!r} on {b!r}"
