@@ -94,7 +94,8 @@ def test_much_is_divided_by_dtype(drawing, tmp_path):
     found["cases"] = [c for c in found["cases"] if c["dtype"] != "fp16"]
     names = named(draw(found, tmp_path))
     assert {"speed_up_bf16.png", "speed_up_fp32.png", "latency_bf16.png"} <= names
-    assert {n for n in names if n.startswith("accuracy")} == {"accuracy_batch_1.png", "accuracy_batch_256.png"}  # fmt: skip
+    accuracy = {name for name in names if name.startswith("accuracy")}
+    assert accuracy == {"accuracy_batch_1.png", "accuracy_batch_256.png"}
 
 
 def test_nothing_stays_behind(drawing, tmp_path):
@@ -167,7 +168,8 @@ def test_notes_say_what_is_missing():
         "Failed: TensorRT in 35 of 117 cases: RuntimeError: engine <build> failed & gave up."
         in said
     )
-    assert "Skipped: timm, torch.compile in ViT-B/16-224 tokens fp32 batch 1: timm is not installed." in said  # fmt: skip
+    first = "ViT-B/16-224 tokens fp32 batch 1"
+    assert f"Skipped: timm, torch.compile in {first}: timm is not installed." in said
     assert (
         "Inaccurate: OpenVINO in 6 of 117 cases, up to 3 times the error that the rule allows."
         in said
@@ -198,14 +200,16 @@ def test_balanced():
 def a_loss() -> dict:
     """An ablation in which a step costs time, and a step whose result is inaccurate."""
     found = only("ablation")
-    found["cases"][0]["rows"][3].update(p50_ms=900.0, status="inaccurate", why="largest error 2, allowed 1")  # fmt: skip
+    step = found["cases"][0]["rows"][3]
+    step.update(p50_ms=900.0, status="inaccurate", why="largest error 2, allowed 1")
     return found
 
 
 def whats() -> dict:
     """Outputs of one model side by side, and names that are long."""
     title = "DINOv2-with-registers-giant/14-518"
-    speeds = {"transformers, eager": 1.0, "a program that has a name which does not end": 2.0, "vit-fast": 1.5}  # fmt: skip
+    rival = "a program that has a name which does not end"
+    speeds = {"transformers, eager": 1.0, rival: 2.0, "vit-fast": 1.5}
     found = variants.models([title], {"fp16": 4.0}, (1, 8, 64), speeds)
     outputs = [{**c, "what": what} for what in ("tokens", "pooled", "logits") for c in found]
     return {**results(), "cases": outputs}

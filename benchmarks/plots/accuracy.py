@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING
 from ..results import Case, Results, Row, slug, timed
 from ..words import accuracy_share, number
 from .notes import absences, marked
-from .style import DTYPE_MARKERS, GREY, INK, Look, Picture, log_ticks, save, sheet, thousands
+from .style import (
+    DTYPE_MARKERS,
+    GREY,
+    INK,
+    Look,
+    Picture,
+    log_ticks,
+    name_panel,
+    save,
+    sheet,
+    thousands,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 LEAST = 1e-3  # an error of zero has a place on the logarithmic axis
+# where a number stands beside its point, in pixels, the best first
+SIDES = ((16, 0), (-16, 0), (0, 16), (0, -16), (16, 14), (-16, -14))
 Key = tuple[str, str]  # title, what
 
 
@@ -57,7 +70,7 @@ def picture(
     for i, (ax, (key, group)) in enumerate(zip(axes, found.items())):
         panel(ax, group, programs)
         name = " ".join(key) if len({k[1] for k in found}) > 1 else key[0]
-        ax.set_title(marked(name, any(c["disturbed"] for c in group)))
+        name_panel(ax, marked(name, any(c["disturbed"] for c in group)), columns)
         ax.set_xlim(low, high)
         log_ticks(ax.xaxis, low, high)
         ax.tick_params(labelbottom=True)
@@ -67,6 +80,10 @@ def picture(
             ax.set_xlabel("error / allowed error")
     for ax in axes[len(found) :]:
         ax.set_axis_off()
+    if any(programs[p].number for p in shown):
+        figure.draw_without_rendering()  # the panels have their places now
+        for ax, group in zip(axes, found.values()):
+            numbers(ax, group, programs)
     path = save(figure, folder / f"accuracy_batch_{slug(str(batch))}.png")
     caption = (
         "Upwards is faster, to the left is nearer to float64. The line at 1 is the accuracy rule: what"
@@ -119,13 +136,27 @@ def panel(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
                 mfc=look.color if ok else "white", mec="white" if ok else look.color,
                 mew=0.8 if ok else 1.6, zorder=4 if look.ours else 3, clip_on=False,
             )  # fmt: skip
-            if look.number:
-                ax.annotate(
-                    str(look.number), at, xytext=(5, 0), textcoords="offset points", va="center",
-                    fontsize=6.6, color=GREY,
-                )  # fmt: skip
     ax.set_xscale("log")
     ax.set_ylim(0, max(point(r)[1] for c in cases for r in timed(c) if point(r)) * 1.1)
     thousands(ax.yaxis)
     ax.axvline(1, color=INK, lw=1.2, ls="--", zorder=2)
     ax.grid()
+
+
+def numbers(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
+    """The number of a program beside its point, on the side where no other number stands; limits and size are set."""
+    taken: list[tuple[float, float]] = []
+    for case in cases:
+        for row in filter(point, timed(case)):
+            number = programs[row["program"]].number
+            x, y = ax.transData.transform(point(row))
+            sides = [(x + dx, y + dy) for dx, dy in SIDES]
+            clear = [
+                (a, b)
+                for a, b in sides
+                if all(abs(a - c) > 18 or abs(b - d) > 16 for c, d in taken)
+            ]
+            if number and clear:
+                taken.append(clear[0])
+                at = ax.transData.inverted().transform(clear[0])
+                ax.text(*at, str(number), ha="center", va="center", fontsize=6.6, color=GREY)

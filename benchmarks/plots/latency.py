@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..results import Case, Results, slug, timed
 from .notes import absences, marked
-from .style import GREY, INK, Look, Picture, log_ticks, save, sheet
+from .style import GREY, INK, Look, Picture, log_ticks, name_panel, save, sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -52,7 +52,10 @@ def picture(
     )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (ax, (key, group)) in enumerate(zip(axes, found.items())):
-        panel(ax, key, group, programs, len({k[1] for k in found}) > 1)
+        panel(ax, group, programs)
+        name = " ".join(key[:2]) if len({k[1] for k in found}) > 1 else key[0]
+        disturbed = any(c["disturbed"] for c in group)
+        name_panel(ax, marked(f"{name}, {key[2]}", disturbed), columns)
         if i % columns == 0:
             ax.set_ylabel("ms a call (p50, whisker to p90)")
         if i + columns >= len(found):
@@ -101,7 +104,7 @@ def legend(shown: set[str], cases: list[Case], programs: dict[str, Look]) -> lis
     return found
 
 
-def panel(ax: Axes, key: Key, cases: list[Case], programs: dict[str, Look], say_what: bool) -> None:
+def panel(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
     cases = sorted(cases, key=lambda c: c["batch"])
     batches = list(dict.fromkeys(c["batch"] for c in cases))
     shown = [p for p in programs if any(r["program"] == p for c in cases for r in timed(c))]
@@ -138,5 +141,3 @@ def panel(ax: Axes, key: Key, cases: list[Case], programs: dict[str, Look], say_
     ax.set_xticks(batches, [str(b) for b in batches])
     ax.minorticks_off()
     ax.grid()
-    words = f"{key[0]} {key[1]}, {key[2]}" if say_what else f"{key[0]}, {key[2]}"
-    ax.set_title(marked(words, any(c["disturbed"] for c in cases)))

@@ -20,6 +20,7 @@ from ..words import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 9.0
@@ -198,7 +199,7 @@ def log_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def balanced(text: str, width: int) -> str:
-    """`text` in as few lines as `width` characters allow, these of like length; broken at blanks, hyphens and slashes."""
+    """`text` in as few lines as `width` characters allow, and of like length; breaks at blanks, - and /."""
     pieces = re.findall(r"[^\s/-]*[/-]+|[^\s/-]+\s*|\s+", text)
 
     def wrapped(most: int) -> list[str]:
