@@ -33,7 +33,8 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 .rows tr.inaccurate td { color: var(--soft); font-style: italic; }
 .rows tr.wrong td, .rows tr.failed td, .rows th span.why { color: var(--bad); }
 .rows tr.skipped td { color: var(--soft); }
-.glance td { text-align: left; border: 1px solid #fff; white-space: nowrap; }
+.glance { margin-bottom: 1rem; }
+.glance td { text-align: left; border: 1px solid #fff; min-width: 6.5rem; }
 .glance th { text-align: left; white-space: nowrap; }
 .glance .won { background: #dcefe0; } .glance .lost { background: #fbdde4; color: var(--bad); }
 .glance .disturbed { background: #fff1d6; } .glance .uncontested, .glance .not-run { background: #f1f3f5; }

@@ -8,7 +8,7 @@ from .results import Case, Results, Row, ranked
 from .verdict import Judged, judged
 from .words import STATUS, number, short
 
-Table = Html
+WIDEST = 6  # columns of the table of cells; more are divided by dtype
 
 
 def scrolled(table: Html) -> Html:
@@ -47,24 +47,31 @@ def glance(results: Results) -> Html:
     cells = judged(results, "model")
     if not cells:
         return Html("")
-    heads = list(dict.fromkeys((c.case["dtype"], c.case["batch"]) for c in cells))
-    rows: dict[str, dict[tuple[str, int], Judged]] = {}
-    for cell in cells:
-        name = f"{cell.case['title']} {cell.case['what']}"
-        rows.setdefault(name, {})[cell.case["dtype"], cell.case["batch"]] = cell
-    head = tag(
-        "tr", tag("th", "model"), *(tag("th", f"{d}, batch {b}", scope="col") for d, b in heads)
-    )
-    body = [
-        tag("tr", tag("th", name, scope="row"), *(glimpse(found.get(key)) for key in heads))
-        for name, found in rows.items()
-    ]
     said = (
         "The best accurate vit-fast against the best accurate other program: above 1 vit-fast is faster."
         " One image a call by p90, more by images a second."
     )
-    table = tag("table", tag("thead", head), tag("tbody", *body), class_="glance")
-    return joined(tag("h3", "Cell by cell"), tag("p", said), scrolled(table))
+    heads = list(dict.fromkeys((c.case["dtype"], c.case["batch"]) for c in cells))
+    groups = [heads]
+    if len(heads) > WIDEST:
+        groups = [[h for h in heads if h[0] == d] for d in dict.fromkeys(h[0] for h in heads)]
+    tables = [glance_table(cells, group) for group in groups]
+    return joined(tag("h3", "Cell by cell"), tag("p", said), *map(scrolled, tables))
+
+
+def glance_table(cells: list[Judged], heads: list[tuple[str, int]]) -> Html:
+    rows: dict[str, dict[tuple[str, int], Judged]] = {}
+    for cell in cells:
+        name = f"{cell.case['title']} {cell.case['what']}"
+        rows.setdefault(name, {})[cell.case["dtype"], cell.case["batch"]] = cell
+    columns = [tag("th", f"{dtype}, batch {batch}", scope="col") for dtype, batch in heads]
+    body = [
+        tag("tr", tag("th", name, scope="row"), *(glimpse(found.get(key)) for key in heads))
+        for name, found in rows.items()
+        if found.keys() & set(heads)
+    ]
+    head = tag("thead", tag("tr", tag("th", "model", scope="col"), *columns))
+    return tag("table", head, tag("tbody", *body), class_="glance")
 
 
 def glimpse(cell: Judged | None) -> Html:

@@ -237,20 +237,20 @@ def test_words_can_be_read(drawing, tmp_path, monkeypatch, name):
 
     drawn: list[tuple[str, Bbox]] = []
     pages: list[tuple[str, Bbox, list[tuple[str, Bbox]]]] = []
-    draw_text, write = Text.draw, FigureCanvasAgg.print_png
+    draw_text, draw_page = Text.draw, FigureCanvasAgg.draw
 
     def text_drawn(text, renderer, *rest):
         if text.get_visible() and text.get_text().strip():
             drawn.append((text.get_text(), text.get_window_extent(renderer)))
         draw_text(text, renderer, *rest)
 
-    def written(canvas, path, **options):
+    def page_drawn(canvas):
         drawn.clear()
-        write(canvas, path, **options)
-        pages.append((Path(path).name, canvas.figure.bbox.frozen(), list(drawn)))
+        draw_page(canvas)
+        pages.append((canvas.figure.texts[0].get_text(), canvas.figure.bbox.frozen(), list(drawn)))
 
     monkeypatch.setattr(Text, "draw", text_drawn)
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", written)
+    monkeypatch.setattr(FigureCanvasAgg, "draw", page_drawn)
     pictures = draw(FILES[name](), tmp_path)
     assert len(pages) == len(pictures) > 0
     for file, whole, words in pages:

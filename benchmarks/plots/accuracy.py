@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEAST = 1e-3  # an error of zero has a place on the logarithmic axis
 # where a number stands beside its point, in pixels, the best first
-SIDES = ((16, 0), (-16, 0), (0, 16), (0, -16), (16, 14), (-16, -14))
+SIDES = ((19, 0), (-19, 0), (0, 19), (0, -19), (17, 15), (-17, -15))
 Key = tuple[str, str]  # title, what
 
 

@@ -115,8 +115,9 @@ def picture(
         f"Each bar is the median time (p50) of {baseline} over that of the program, in one case:"
         f" higher is faster; at 1, the line, it is as fast as {baseline}, below 1 slower. Bold: the"
         " best accurate program of the case (one image a call is judged by p90, more by images a"
-        " second). Hatched: beyond the accuracy rule, so not ranked. All panels of a picture have"
-        " the same scale."
+        " second). Hatched: beyond the accuracy rule, so not ranked. Where a bar is"
+        " missing a dash or a word stands in its place, and the notes say why. All panels of a"
+        " picture have the same scale."
     )
     return Picture(path, title, caption, alt(cases, baseline))
 

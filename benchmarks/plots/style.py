@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..results import LAYERS, Results, timed
 from ..words import setting
 
@@ -176,10 +178,14 @@ def sheet(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """As PNG, whatever backend its reader uses."""
+    """As PNG with a palette, a third of the size, whatever backend its reader uses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True, dpi=(DPI, DPI))
     return path
 
 
