@@ -6,7 +6,7 @@ from .columns import COLUMNS, LAYERS, Column
 from .markup import Html, joined, tag
 from .results import Case, Results, Row, ranked
 from .verdict import Judged, judged
-from .words import STATUS, number, short
+from .words import STATUS, number, output, short
 
 WIDEST = 6  # columns of the table of cells; more are divided by dtype
 
@@ -62,7 +62,7 @@ def glance(results: Results) -> Html:
 def glance_table(cells: list[Judged], heads: list[tuple[str, int]]) -> Html:
     rows: dict[str, dict[tuple[str, int], Judged]] = {}
     for cell in cells:
-        name = f"{cell.case['title']} {cell.case['what']}"
+        name = f"{cell.case['title']} {output(cell.case)}"
         rows.setdefault(name, {})[cell.case["dtype"], cell.case["batch"]] = cell
     columns = [tag("th", f"{dtype}, batch {batch}", scope="col") for dtype, batch in heads]
     body = [

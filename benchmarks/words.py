@@ -53,9 +53,14 @@ def accuracy_share(row: Row) -> float | None:
     return max(shares, default=None)
 
 
+def output(case: Case) -> str:
+    """What the case computes: "tokens", "fc1", "fc1 (cold)" where the caches are."""
+    return f"{case['what']} (cold)" if case["cache"] == "cold" else case["what"]
+
+
 def short(case: Case) -> str:
     """ "ViT-B/16-224 tokens fp32 batch 8": the case without what the layer says."""
-    return f"{case['title']} {case['what']} {case['dtype']} batch {case['batch']}"
+    return f"{case['title']} {output(case)} {case['dtype']} batch {case['batch']}"
 
 
 def setting(results: Results) -> str:

@@ -18,7 +18,7 @@ from benchmarks.plots.style import OURS, RIVALS, balanced, looks
 ROOT = Path(__file__).parents[1]
 BASE = {
     "speed_up.png", "latency.png", "accuracy_batch_1.png", "accuracy_batch_8.png", "roofline_fp32.png",
-    "roofline_bf16.png", "ablation_vit_b_16_224_tokens_fp32_batch_8.png", "operations_vit_b_16_224_fp32_8.png",
+    "roofline_bf16.png", "ablation_vit_b_16_224_tokens_fp32_batch_8.png", "operations_vit_b_16_224_fp32_batch_8.png",
     "cold_start.png",
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_all_kinds(drawing, tmp_path):
         (("block", "end to end"), set()),
         (("ablation",), {"ablation_vit_b_16_224_tokens_fp32_batch_8.png"}),
         (("cold start",), {"cold_start.png"}),
-        (("operation",), {"operations_vit_b_16_224_fp32_8.png", "roofline_fp32.png"}),
+        (("operation",), {"operations_vit_b_16_224_fp32_batch_8.png", "roofline_fp32.png"}),
     ],
 )
 def test_a_picture_needs_its_cases(drawing, tmp_path, layers, names):
@@ -67,7 +67,7 @@ def test_latency_needs_two_batches(drawing, tmp_path):
 def test_the_roofline_needs_roofs(drawing, tmp_path):
     found = only("operation")
     found["peaks"] = {"bf16": {"measured_tflops": 1.0, "nominal_tflops": None}}
-    assert named(draw(found, tmp_path)) == {"operations_vit_b_16_224_fp32_8.png"}
+    assert named(draw(found, tmp_path)) == {"operations_vit_b_16_224_fp32_batch_8.png"}
 
 
 def test_the_speed_up_needs_its_baseline(drawing, tmp_path):
@@ -142,7 +142,7 @@ def test_looks():
 def test_operations_are_added_up_where_their_calls_are_known():
     found = variants.counted_operations()["cases"]
     shown = ["PyTorch", "vit-fast"]
-    groups = grouped(found, calls(found), shown, shown)
+    groups = dict(grouped(found, calls(found), shown, shown))
     sums = {b.program: b.length for b in groups["sum of these"]}
     for program in shown:
         rows = [next(r for r in c["rows"] if r["program"] == program) for c in found]
@@ -154,7 +154,17 @@ def test_operations_are_added_up_where_their_calls_are_known():
         assert sums[program] == pytest.approx(sum(times))
     assert "layer_norm  \u00d725" in groups
     assert calls([*found[:-1], {**found[-1], "count": None}]) is None
-    assert "sum of these" not in grouped(found, None, shown, [])
+    assert "sum of these" not in dict(grouped(found, None, shown, []))
+
+
+def test_warm_and_cold_are_not_mixed(drawing, tmp_path):
+    found = only("operation", "model")
+    found["cases"] += [{**c, "cache": "cold"} for c in found["cases"]]
+    names = named(draw(found, tmp_path))
+    file = "operations_vit_b_16_224_fp32_batch_8"
+    assert {f"{file}.png", f"{file}_cold.png"} <= names
+    # twelve panels, which are divided; mixed they would be six
+    assert {"latency_fp32.png", "latency_bf16.png"} <= names
 
 
 def test_notes_say_what_is_missing():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, Row, slug, timed
-from ..words import accuracy_share, number
+from ..words import accuracy_share, number, output
 from .notes import absences, marked
 from .style import (
     DTYPE_MARKERS,
@@ -55,7 +55,7 @@ def picture(
     batch = cases[0]["batch"]
     found: dict[Key, list[Case]] = {}
     for case in cases:
-        found.setdefault((case["title"], case["what"]), []).append(case)
+        found.setdefault((case["title"], output(case)), []).append(case)
     shown = {r["program"] for c in cases for r in timed(c) if point(r)}
     dtypes = list(dict.fromkeys(c["dtype"] for c in cases))
     columns = min(len(found), 2 if len(found) in (2, 4) else 3)

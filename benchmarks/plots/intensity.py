@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..results import Case, timed
-from ..words import number
+from ..words import number, output
 from .notes import marked
 from .style import GREY, INK, Look, log_ticks
 
@@ -107,8 +107,8 @@ def band(cases: list[Case]) -> float:
 def label(case: Case, cases: list[Case]) -> str:
     """As much of a case as the panel needs to tell it from others."""
     if case["layer"] == "operation":
-        return marked(case["what"], bool(case["disturbed"]))
-    say = f" {case['what']}" if len({c["what"] for c in cases if c["layer"] == "model"}) > 1 else ""
+        return marked(output(case), bool(case["disturbed"]))
+    say = f" {output(case)}" if len({output(c) for c in cases if c["layer"] == "model"}) > 1 else ""
     if any(c["layer"] == "operation" for c in cases):
         return marked(f"whole model{say}", bool(case["disturbed"]))
     return marked(f"{case['title']}{say}, {case['batch']}", bool(case["disturbed"]))

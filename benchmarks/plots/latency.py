@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, slug, timed
+from ..words import output
 from .notes import absences, marked
 from .style import GREY, INK, Look, Picture, log_ticks, name_panel, save, sheet
 
@@ -21,7 +22,7 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
     found: dict[Key, list[Case]] = {}
     for case in results["cases"]:
         if case["layer"] == "model" and any(timed(case)):
-            found.setdefault((case["title"], case["what"], case["dtype"]), []).append(case)
+            found.setdefault((case["title"], output(case), case["dtype"]), []).append(case)
     found = {k: v for k, v in found.items() if len({c["batch"] for c in v}) >= 2}
     if not found:
         return []

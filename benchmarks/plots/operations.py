@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, row_of, slug, timed
-from ..words import number
+from ..words import number, output
 from .notes import absences, marked, patches
 from .style import GREY, HATCH, INK, Look, Picture, save, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Key = tuple[str, str, int]  # title, dtype, batch
+Key = tuple[str, str, int, str]  # title, dtype, batch, cache
+Groups = list[tuple[str, list["Bar"]]]  # a name, and the bars beside it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
     found: dict[Key, list[Case]] = {}
     for case in results["cases"]:
         if case["layer"] == "operation" and any(timed(case)):
-            found.setdefault((case["title"], case["dtype"], case["batch"]), []).append(case)
+            found.setdefault(
+                (case["title"], case["dtype"], case["batch"], case["cache"]), []
+            ).append(case)
     return [
         picture(results, key, cases, programs, folder)
         for key, cases in found.items()
@@ -47,20 +49,21 @@ def calls(cases: list[Case]) -> list[int] | None:
 def picture(
     results: Results, key: Key, cases: list[Case], programs: dict[str, Look], folder: Path
 ) -> Picture:
-    title, dtype, batch = key
+    title, dtype, batch, cache = key
     counts = calls(cases)
     shown = [p for p in programs if any(row_of(c, p) for c in cases)]
     # a sum over operations compares only programs that have them all
     whole = [p for p in shown if all(row_of(c, p) for c in cases)] if counts else []
     groups = grouped(cases, counts, shown, whole)
-    head = f"Where the time goes: {title} {dtype} batch {batch}"
+    place = f"{title} {dtype} batch {batch}{', cold' if cache == 'cold' else ''}"
+    head = f"Where the time goes: {place}"
     bad = any(r["status"] == "inaccurate" for c in cases for r in c["rows"])
     handles = patches(shown, programs, bad)
     figure = sheet(head, results, bars_inches(groups), handles, absences(cases))
     ax = figure.subplots()
     horizontal(ax, groups, programs)
     ax.set_xlabel("ms in a forward pass (p50)" if counts else "ms a call (p50)")
-    path = save(figure, folder / f"operations_{slug(' '.join(map(str, key)))}.png")
+    path = save(figure, folder / f"operations_{slug(place)}.png")
     unit = "times how often a forward pass calls it" if counts else "of one call"
     sums = ", its share of that program's sum over these operations," if whole else ""
     caption = (
@@ -82,20 +85,21 @@ def picture(
 
 def grouped(
     cases: list[Case], counts: list[int] | None, shown: list[str], whole: list[str]
-) -> dict[str, list[Bar]]:
+) -> Groups:
     """The bars of each operation, behind those of the sum for the programs in `whole`."""
     each = counts or [1] * len(cases)
     sums = {p: sum(row_of(c, p)["p50_ms"] * n for c, n in zip(cases, each)) for p in whole}
     baselines = {c["baseline"] for c in cases}
     base = sums.get(baselines.pop()) if len(baselines) == 1 else None
-    found: dict[str, list[Bar]] = {}
+    found: Groups = []
     if whole:
-        found["sum of these"] = [
+        bars = [
             Bar(
                 p, s, spaced(f"{number(s, 3)} ms", f"{base / s:.2f}x" if base and s != base else "")
             )
             for p, s in sums.items()
         ]
+        found.append(("sum of these", bars))
     for case, n in zip(cases, each):
         bars = []
         for row in filter(None, (row_of(case, p) for p in shown)):
@@ -107,8 +111,8 @@ def grouped(
                 f"{gain:.2f}x" if gain else "",
             )
             bars.append(Bar(p, ms, words, row["status"] == "inaccurate"))
-        name = f"{case['what']}  \u00d7{n}" if counts else case["what"]
-        found[marked(name, bool(case["disturbed"]))] = bars
+        name = f"{output(case)}  \u00d7{n}" if counts else output(case)
+        found.append((marked(name, bool(case["disturbed"])), bars))
     return found
 
 
@@ -120,19 +124,17 @@ def small_percent(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
-def bars_inches(groups: dict[str, Sequence[Bar]]) -> float:
-    return 0.195 * sum(map(len, groups.values())) + 0.12 * len(groups) + 0.65
+def bars_inches(groups: Groups) -> float:
+    return 0.195 * sum(len(bars) for _, bars in groups) + 0.12 * len(groups) + 0.65
 
 
-def horizontal(ax: Axes, groups: dict[str, list[Bar]], programs: dict[str, Look]) -> None:
+def horizontal(ax: Axes, groups: Groups, programs: dict[str, Look]) -> None:
     """Groups of bars downwards, the words of each behind it, with room for the longest."""
-    scale = max(bar.length for bars in groups.values() for bar in bars)
+    scale = max(bar.length for _, bars in groups for bar in bars)
     # a character is some 0.0085 of the axis
-    room = max(
-        b.length / scale + 0.0088 * (len(b.words) + 5) for bars in groups.values() for b in bars
-    )
+    room = max(b.length / scale + 0.0088 * (len(b.words) + 5) for _, bars in groups for b in bars)
     y, middles = 0.0, []
-    for bars in groups.values():
+    for _, bars in groups:
         middles.append(y + (len(bars) - 1) / 2)
         for bar in bars:
             look = programs[bar.program]
@@ -147,7 +149,7 @@ def horizontal(ax: Axes, groups: dict[str, list[Bar]], programs: dict[str, Look]
             )  # fmt: skip
             y += 1
         y += 0.6
-    ax.set_yticks(middles, list(groups))
+    ax.set_yticks(middles, [name for name, _ in groups])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(y - 0.9, -0.7)
     ax.set_xlim(0, scale * max(room, 1.05))

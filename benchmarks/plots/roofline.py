@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, slug, timed
-from ..words import number
+from ..words import number, output
 from .intensity import band, panel
 from .notes import absences, marked
-from .operations import Bar, bars_inches, horizontal
+from .operations import Bar, Groups, bars_inches, horizontal
 from .style import GREY, INK, Look, Picture, balanced, save, sheet
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def picture(
     folder: Path,
 ) -> Picture:
     found = panels(points)
-    streams = shares(flat, known["copy_gbps"], programs) if flat else {}
+    streams = shares(flat, known["copy_gbps"], programs) if flat else []
     heights = [3.5 + band(cases) for cases in found.values()]
     heights += [bars_inches(streams) + 0.3] if streams else []
     shown = {r["program"] for c in [*points, *flat] for r in timed(c)}
@@ -101,7 +101,7 @@ def picture(
 
 def alt(dtype: str, points: list[Case], known: dict[str, float]) -> str:
     rates = [
-        f"{c['title']} {c['what']} batch {c['batch']}: "
+        f"{c['title']} {output(c)} batch {c['batch']}: "
         + ", ".join(f"{r['program']} {number(r['tflops'], 3)}" for r in timed(c) if r["tflops"])
         for c in points
         if c["layer"] == "operation"
@@ -129,15 +129,15 @@ def legend(
     return found
 
 
-def shares(cases: list[Case], copy_gbps: float, programs: dict[str, Look]) -> dict[str, list[Bar]]:
+def shares(cases: list[Case], copy_gbps: float, programs: dict[str, Look]) -> Groups:
     """Bars of what each program reaches of the copy's bandwidth."""
     one = len({(c["title"], c["batch"]) for c in cases}) == 1
-    found = {}
+    found: Groups = []
     for case in cases:
-        words = f"{case['what']}, {case['title']} batch {case['batch']}"
-        name = marked(case["what"] if one else balanced(words, 26), bool(case["disturbed"]))
+        words = f"{output(case)}, {case['title']} batch {case['batch']}"
+        name = marked(output(case) if one else balanced(words, 26), bool(case["disturbed"]))
         rows = {r["program"]: r for r in timed(case) if r["gbps"]}
-        found[name] = [
+        bars = [
             Bar(
                 p,
                 rows[p]["gbps"] / copy_gbps,
@@ -147,12 +147,11 @@ def shares(cases: list[Case], copy_gbps: float, programs: dict[str, Look]) -> di
             for p in programs
             if p in rows
         ]
+        found.append((name, bars))
     return found
 
 
-def bandwidth(
-    ax: Axes, streams: dict[str, list[Bar]], copy_gbps: float, programs: dict[str, Look]
-) -> None:
+def bandwidth(ax: Axes, streams: Groups, copy_gbps: float, programs: dict[str, Look]) -> None:
     horizontal(ax, streams, programs)
     ax.set_xlim(0, max(1.15, ax.get_xlim()[1]))
     ax.axvline(1, color=INK, lw=1.3)

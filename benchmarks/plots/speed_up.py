@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results import Case, Results, ranked, slug, timed
-from ..words import counted
+from ..words import counted, output
 from .notes import absences, marked, patches
 from .style import GREY, HATCH, INK, Look, Picture, balanced, name_panel, save, sheet
 
@@ -101,7 +101,7 @@ def picture(
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     top = max(1.0, *(r["speed_up"] for c in cases for r in timed(c) if r["speed_up"]))
     span = max(LEAST_SLOTS, *(panel.slots for panel in found))
-    say_what = len({c["what"] for c in cases}) > 1
+    say_what = len({output(c) for c in cases}) > 1
     for i, (ax, panel) in enumerate(zip(axes, found)):
         fill(ax, panel, programs, top, span, 820 / columns / span)
         name_panel(ax, panel.title, columns)
@@ -177,7 +177,7 @@ def fill(
 def label(ax: Axes, panel: Panel, programs: dict[str, Look], say_what: bool, pixels: float) -> None:
     """The names of the models below their bars, and the numbers of the programs where there are many."""
     half = (len(panel.order) - 1) / 2
-    names = [f"{c['title']} {c['what']}" if say_what else c["title"] for c in panel.cases]
+    names = [f"{c['title']} {output(c)}" if say_what else c["title"] for c in panel.cases]
     names = [marked(n, bool(c["disturbed"])) for n, c in zip(names, panel.cases)]
     width = max(8, int(panel.each * pixels / 6.4))
     places = [g * panel.each for g in range(len(names))]
