@@ -81,10 +81,17 @@ COLUMNS = {
         plain("first_s", 3),
         "the first call, with what is compiled in it",
     ),
+    "held": Column(
+        "held MiB",
+        plain("held_mib"),
+        "memory that the program holds between calls, beside the model it was made of: packed "
+        "weights, a copy of the model, compiled code",
+    ),
     "memory": Column(
-        "memory MiB",
-        plain("peak_mib", 4),
-        "peak memory during a call beside what was there before it",
+        "peak MiB",
+        plain("peak_mib"),
+        "peak memory during a call beside what was there before it; of a cold start, of the whole "
+        "process",
     ),
     "launches": Column(
         "launches",
@@ -127,7 +134,10 @@ TERMS = {
         "about; a cell is a case of a whole model"
     ),
     "baseline": "the program that speed-up is against in a case; its own speed-up is 1",
-    "best accurate": "first of the accurate programs of a case by what the scenario is judged by",
+    "best accurate": (
+        "first of the accurate programs of a case by what the scenario is judged by; nobody where "
+        "the case is disturbed"
+    ),
     "scenario": (
         "in MLPerf's terms: single stream, one image a call, judged by p90; offline, more images "
         "a call, judged by images/s"
@@ -160,10 +170,10 @@ TERMS = {
 }
 
 LAYERS = {
-    "model": "p50 p90 p99 spread images speed_up accuracy first build memory mfu launches",
+    "model": "p50 p90 p99 spread images speed_up accuracy first build held memory mfu launches",
     "operation": "p50 p90 spread speed_up accuracy tflops mfu nominal gbps copy launches",
     "block": "p50 p90 p99 spread speed_up accuracy tflops mfu gbps memory launches",
     "ablation": "p50 p90 spread speed_up accuracy memory launches",
-    "end to end": "p50 p90 p99 spread images speed_up accuracy first build memory",
-    "cold start": "p50 p90 speed_up",
+    "end to end": "p50 p90 p99 spread images speed_up accuracy first build held memory",
+    "cold start": "p50 p90 speed_up memory",
 }

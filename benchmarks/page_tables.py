@@ -158,7 +158,8 @@ def clocks(case: Case) -> list[tuple[str, str]]:
 
 
 def line(row: Row, case: Case, results: Results, columns: list[Column]) -> Html:
-    best = any(row is first for first in ranked(case)[:1]) and case["layer"] != "ablation"
+    contest = case["layer"] != "ablation" and not case["disturbed"]
+    best = contest and any(row is first for first in ranked(case)[:1])
     marks = []
     if best:
         marks.append(tag("span", "\u2605 best accurate", class_="best"))

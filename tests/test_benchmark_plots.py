@@ -70,6 +70,19 @@ def test_the_roofline_needs_roofs(drawing, tmp_path):
     assert named(draw(found, tmp_path)) == {"operations_vit_b_16_224_fp32_batch_8.png"}
 
 
+def test_a_model_without_bytes_stands_beside_its_operations(drawing, tmp_path):
+    """It has no place on the axis; without operations it is in no roofline."""
+    found = {
+        **results(),
+        "cases": [*variants.counted_operations()["cases"], *only("model")["cases"]],
+    }
+    for c in found["cases"]:
+        c["bytes"] = c["bytes"] if c["layer"] == "operation" else None
+    pictures = {p.path.name: p for p in draw(found, tmp_path)}
+    assert "beside the axis" in pictures["roofline_fp32.png"].caption
+    assert "roofline_bf16.png" not in pictures
+
+
 def test_the_speed_up_needs_its_baseline(drawing, tmp_path):
     found = only("model")
     for c in found["cases"]:
@@ -187,6 +200,16 @@ def test_notes_say_what_is_missing():
     assert any("Disturbed" in line and "14% of the processor" in line for line in said)
 
 
+def test_many_disturbed_cases_are_counted():
+    cases = only("model")["cases"]
+    cases[1]["disturbed"] = "noise; drift; others"
+    assert absences(cases[:2])[-1].endswith("batch 8: noise (and 2 more reasons).")
+    for c in cases:
+        c["disturbed"] = "noise"
+    said = [line for line in absences(cases) if "Disturbed" in line]
+    assert len(said) == 1 and "all 12 cases of this picture" in said[0]
+
+
 def test_many_notes_are_cut_and_say_so():
     cases = only("model")["cases"][:1]
     cases[0]["rows"] += [untimed(f"program {i}", "skipped", "no") for i in range(20)]
@@ -225,7 +248,23 @@ def whats() -> dict:
     return {**results(), "cases": outputs}
 
 
+def without_bytes() -> dict:
+    """As the runner leaves them: bytes of operations alone, and two outputs of a model."""
+    found = whats()
+    cases = [c for c in found["cases"] if c["batch"] == 8][:2]
+    title = cases[0]["title"]
+    return {
+        **found,
+        "peaks": variants.gpu()["peaks"],
+        "cases": [
+            *variants.operations(title, "fp16", 8, True, 0.4),
+            *({**c, "bytes": None} for c in cases),
+        ],
+    }
+
+
 FILES = {
+    "models without bytes": without_bytes,
     "made up": results,
     "another seed": lambda: results(5),
     "one case": variants.one_model,

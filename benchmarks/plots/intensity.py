@@ -21,12 +21,17 @@ def panel(ax: Axes, cases: list[Case], known: dict[str, float], programs: dict[s
     """`known`: measured_tflops, nominal_tflops, copy_gbps, as far as the file has them."""
     ax.set_xscale("log")
     ax.set_yscale("log")
-    x = [c["flops"] / c["bytes"] for c in cases]
+    placed = [c["flops"] / c["bytes"] for c in cases if c["bytes"]]
     y = [r["tflops"] for c in cases for r in timed(c) if r["tflops"]]
     flat = {k: v for k, v in known.items() if k != "copy_gbps"}
     slope = known.get("copy_gbps", 0.0) / 1e3  # TFLOP/s for each operation a byte
-    ridge = max(flat.values()) / slope if flat and slope else x[0]
-    low, high = min(*x, ridge) / 2.5, max(*x, ridge) * 4
+    ridge = max(flat.values()) / slope if flat and slope else placed[0]
+    low, edge = min(*placed, ridge) / 2.5, max(*placed, ridge) * 4
+    # a model whose bytes nobody counts has no place on the axis: it stands beside it
+    beside = iter([edge * 1.9 * 1.6**i for i in range(len(cases))])
+    x = [c["flops"] / c["bytes"] if c["bytes"] else next(beside) for c in cases]
+    high = max(x) * 1.9 if max(x) > edge else edge
+    ax.axvspan(edge, high, color="#f1f1f1", lw=0, zorder=0)
     bottom, top = min(y) / 2.5, max(*y, *flat.values(), 0.0) * 2
     if slope:
         end = min(high, max(flat.values(), default=top) / slope)
@@ -53,10 +58,10 @@ def panel(ax: Axes, cases: list[Case], known: dict[str, float], programs: dict[s
                     mew=0.7 if ok else 1.3, zorder=4 + look.ours,
                 )  # fmt: skip
     ax.set_xlim(low, high)
-    log_ticks(ax.xaxis, low, high)
+    log_ticks(ax.xaxis, low, edge)
     log_ticks(ax.yaxis, bottom, top)
     ax.grid()
-    ax.set_xlabel("FLOP / byte")
+    ax.set_xlabel("FLOP / byte" + ("; on grey: bytes not counted" if high > edge else ""))
     ax.set_ylabel("TFLOP/s")
     names(ax, cases, x, bottom, top)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
 MOST = 9
+FEW = 3  # disturbed cases that are named
 MARK = "\u2020"  # a dagger behind the name of what was disturbed
 
 
@@ -61,12 +62,8 @@ def absences(cases: list[Case]) -> list[str]:
             found.append(f"Inaccurate: {program} in {place}, {worst}.")
         else:
             said = {"wrong": "WRONG, not timed", "failed": "Failed", "skipped": "Skipped"}[status]
-            found.append(f"{said}: {program} in {place}: {why.rstrip('.')}.")
-    found += [
-        f"{MARK} Disturbed, not to be trusted: {short(c)}: {shortened(c['disturbed']).rstrip('.')}."
-        for c in cases
-        if c["disturbed"]
-    ]
+            found.append(f"{said}: {program} in {place}: {ended(why)}")
+    found += disturbances(cases)
     if len(found) > MOST:
         left = len(found) - MOST + 1
         found = [
@@ -74,6 +71,30 @@ def absences(cases: list[Case]) -> list[str]:
             f"And {counted(left, 'more note')}, in the tables of the report.",
         ]
     return found
+
+
+def disturbances(cases: list[Case]) -> list[str]:
+    """Each disturbed case with its first reason; where there are many, how many."""
+    bad = [case for case in cases if case["disturbed"]]
+    if len(bad) > FEW:
+        every = "all" if len(bad) == len(cases) else f"{len(bad)} of"
+        return [
+            f"{MARK} Disturbed, not to be trusted: {every} {len(cases)} cases of this picture;"
+            " the tables of the report have the reasons."
+        ]
+    found = []
+    for case in bad:
+        first, *more = case["disturbed"].split("; ")
+        rest = f" (and {counted(len(more), 'more reason')})" if more else ""
+        found.append(
+            f"{MARK} Disturbed, not to be trusted: {short(case)}: {ended(shortened(first) + rest)}"
+        )
+    return found
+
+
+def ended(text: str) -> str:
+    """With a full stop, unless it was cut."""
+    return text if text.endswith(("\u2026", ".")) else f"{text}."
 
 
 def marked(words: str, disturbed: bool) -> str:

@@ -27,14 +27,15 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
         known = roofs(results, dtype)
         own = [c for c in cases if c["dtype"] == dtype]
         flat = [c for c in own if streamed(c)] if "copy_gbps" in known else []
-        points = [c for c in own if pointed(c)] if known else []
+        points = panels([c for c in own if pointed(c)]) if known else {}
         if points or flat:
             found.append(picture(results, dtype, points, flat, known, programs, folder))
     return found
 
 
 def pointed(case: Case) -> bool:
-    return bool(case["flops"] and case["bytes"]) and any(r["tflops"] for r in timed(case))
+    """A whole model needs no bytes where its operations span the axis."""
+    return bool(case["flops"]) and any(r["tflops"] for r in timed(case))
 
 
 def streamed(case: Case) -> bool:
@@ -52,25 +53,28 @@ def panels(cases: list[Case]) -> dict[str, list[Case]]:
     """The operations of a model at a batch with the model itself; models without operations share the last one."""
     found: dict[str, list[Case]] = {}
     for case in cases:
-        if case["layer"] == "operation":
+        if case["layer"] == "operation" and case["bytes"]:
             found.setdefault(f"{case['title']}, batch {case['batch']}", []).append(case)
     whole = []
     for case in cases:
         if case["layer"] == "model":
-            found.get(f"{case['title']}, batch {case['batch']}", whole).append(case)
+            own = found.get(f"{case['title']}, batch {case['batch']}")
+            if own is not None or case["bytes"]:
+                (whole if own is None else own).append(case)
     return {**found, "Whole models": whole} if whole else found
 
 
 def picture(
     results: Results,
     dtype: str,
-    points: list[Case],
+    found: dict[str, list[Case]],
     flat: list[Case],
     known: dict[str, float],
     programs: dict[str, Look],
     folder: Path,
 ) -> Picture:
-    found = panels(points)
+    """found: the cases of each panel; flat: those of the bars below them."""
+    points = [case for cases in found.values() for case in cases]
     streams = shares(flat, known["copy_gbps"], programs) if flat else []
     heights = [3.5 + band(cases) for cases in found.values()]
     heights += [bars_inches(streams) + 0.3] if streams else []
@@ -94,6 +98,8 @@ def picture(
         " each operand once, so a point above the slope has reused what lay in a cache. Circles are"
         " operations, squares whole models; hollow: beyond the accuracy rule."
     )
+    if any(not case["bytes"] for case in points):
+        caption += " Whole models whose bytes nobody counts stand on grey, beside the axis: their height alone says something."
     if flat:
         caption += " Operations whose floating-point operations nobody counts stand in bars, against the copy."
     return Picture(path, title, caption, alt(dtype, points, known))

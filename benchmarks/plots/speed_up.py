@@ -114,7 +114,7 @@ def picture(
     caption = (
         f"Each bar is the median time (p50) of {baseline} over that of the program, in one case:"
         f" higher is faster; at 1, the line, it is as fast as {baseline}, below 1 slower. Bold: the"
-        " best accurate program of the case (one image a call is judged by p90, more by images a"
+        " best accurate program of a case that was not disturbed (one image a call is judged by p90, more by images a"
         " second). Hatched: beyond the accuracy rule, so not ranked. Where a bar is"
         " missing a dash or a word stands in its place, and the notes say why. All panels of a"
         " picture have the same scale."
@@ -142,7 +142,7 @@ def fill(
     rotated = pixels < 27
     size = 7.6 if pixels > 12 else 6.8
     for g, case in enumerate(panel.cases):
-        best = [r["program"] for r in ranked(case)[:1]]
+        best = [r["program"] for r in ranked(case)[:1] if not case["disturbed"]]
         rows = {r["program"]: r for r in case["rows"]}
         for i, program in enumerate(panel.order):
             row, x = rows.get(program), g * panel.each + i

@@ -142,7 +142,7 @@ def sheet(
 
     heading = textwrap.wrap(title, 92)
     machine = textwrap.wrap(setting(results), 140)
-    lines = [line for note in notes for line in textwrap.wrap(note, 140, subsequent_indent="   ")]
+    lines = [line for note in notes for line in textwrap.wrap(note, 155, subsequent_indent="   ")]
     longest = max((len(str(h.get_label())) for h in handles), default=1)
     columns = max(1, min(len(handles), int((WIDTH - 0.2) / (0.5 + 0.063 * longest))))
     legend = 0.168 * math.ceil(len(handles) / columns) + 0.1 if handles else 0.0
