@@ -9,7 +9,7 @@ import pytest
 
 import benchmark_variants as variants
 from benchmark_results import results, untimed
-from benchmarks.plots import Picture, draw
+from benchmarks.plots import KINDS, Picture, draw
 from benchmarks.plots.intensity import apart
 from benchmarks.plots.notes import absences
 from benchmarks.plots.operations import calls, grouped
@@ -35,6 +35,13 @@ def only(*layers: str, found: dict | None = None) -> dict:
 @pytest.fixture
 def drawing():
     return pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def unwritten(drawing, monkeypatch):
+    """Pictures are laid out, and none is written: that takes the time."""
+    for kind in KINDS:
+        monkeypatch.setattr(kind, "save", lambda figure, path: path)
 
 
 def test_all_kinds(drawing, tmp_path):
@@ -70,7 +77,7 @@ def test_the_roofline_needs_roofs(drawing, tmp_path):
     assert named(draw(found, tmp_path)) == {"operations_vit_b_16_224_fp32_batch_8.png"}
 
 
-def test_a_model_without_bytes_stands_beside_its_operations(drawing, tmp_path):
+def test_a_model_without_bytes_stands_beside_its_operations(unwritten, tmp_path):
     """It has no place on the axis; without operations it is in no roofline."""
     found = {
         **results(),
@@ -102,7 +109,7 @@ def test_nothing_to_draw(drawing, tmp_path, found):
     assert draw(found, tmp_path) == []
 
 
-def test_much_is_divided_by_dtype(drawing, tmp_path):
+def test_much_is_divided_by_dtype(unwritten, tmp_path):
     found = variants.gpu()
     found["cases"] = [c for c in found["cases"] if c["dtype"] != "fp16"]
     names = named(draw(found, tmp_path))
@@ -170,7 +177,7 @@ def test_operations_are_added_up_where_their_calls_are_known():
     assert "sum of these" not in dict(grouped(found, None, shown, []))
 
 
-def test_warm_and_cold_are_not_mixed(drawing, tmp_path):
+def test_warm_and_cold_are_not_mixed(unwritten, tmp_path):
     found = only("operation", "model")
     found["cases"] += [{**c, "cache": "cold"} for c in found["cases"]]
     names = named(draw(found, tmp_path))
@@ -277,7 +284,12 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILES)
+SLOW = ("another seed", "seven models, seventeen programs", "a GPU")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FILES]
+)
 def test_words_can_be_read(drawing, tmp_path, monkeypatch, name):
     """No word leaves its picture, and none stands on another."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -83,6 +83,6 @@ def panel(ax: Axes, case: Case, parts: list[str], most: float) -> None:
     ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(r["program"], 38)) for r in rows])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(rows) - 0.45, -0.55)
-    ax.set_xlim(0, most * 1.27)
+    ax.set_xlim(0, most * 1.33)
     ax.set_title(marked(short(case), bool(case["disturbed"])))
     ax.grid(axis="x")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..results import Case, Row
 from ..words import accuracy_share, counted, short
-from .style import HATCH, INK, Look
+from .style import HATCH, INK, MARK, Look
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
 
 MOST = 9
 FEW = 3  # disturbed cases that are named
-MARK = "\u2020"  # a dagger behind the name of what was disturbed
 
 
 def shortened(text: str, most: int = 150) -> str:

@@ -99,7 +99,10 @@ def picture(
         " operations, squares whole models; hollow: beyond the accuracy rule."
     )
     if any(not case["bytes"] for case in points):
-        caption += " Whole models whose bytes nobody counts stand on grey, beside the axis: their height alone says something."
+        caption += (
+            " Whole models whose bytes nobody counts stand on grey, beside the axis: only their height"
+            " says something."
+        )
     if flat:
         caption += " Operations whose floating-point operations nobody counts stand in bars, against the copy."
     return Picture(path, title, caption, alt(dtype, points, known))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..results import Case, Results, ranked, slug, timed
 from ..words import counted, output
 from .notes import absences, marked, patches
-from .style import GREY, HATCH, INK, Look, Picture, balanced, name_panel, save, sheet
+from .style import GREY, HATCH, INK, RED, Look, Picture, balanced, name_panel, save, sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -151,7 +151,7 @@ def fill(
             value = row["speed_up"]
             if value is None:
                 word = MISSING.get(row["status"], "-")
-                color = GREY if word == "-" else "#B00020"
+                color = GREY if word == "-" else RED
                 ax.text(x, 0.03 * top, word, ha="center", fontsize=size, rotation=90, color=color)
                 continue
             bad = row["status"] == "inaccurate"

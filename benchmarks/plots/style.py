@@ -36,7 +36,10 @@ RIVALS = (
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "p", "h", "8", "d", "H")
 DTYPE_MARKERS = {"fp32": "o", "bf16": "s", "fp16": "^"}
+RED = "#B00020"
 HATCH = "////"
+MARK = "\u2020"  # a dagger behind the name of what was disturbed, and before the note of why
+NOTE_INCHES = 0.155
 # from so many programs in one layer on colours alone do not tell them apart: they are numbered
 NUMBERED_FROM = 9
 
@@ -142,12 +145,16 @@ def sheet(
 
     heading = textwrap.wrap(title, 92)
     machine = textwrap.wrap(setting(results), 140)
-    lines = [line for note in notes for line in textwrap.wrap(note, 155, subsequent_indent="   ")]
+    lines = [
+        (line, note.startswith(MARK))
+        for note in notes
+        for line in textwrap.wrap(note, 155, subsequent_indent="   ")
+    ]
     longest = max((len(str(h.get_label())) for h in handles), default=1)
     columns = max(1, min(len(handles), int((WIDTH - 0.2) / (0.5 + 0.063 * longest))))
     legend = 0.168 * math.ceil(len(handles) / columns) + 0.1 if handles else 0.0
     top = 0.10 + 0.23 * len(heading) + 0.16 * len(machine) + 0.06
-    bottom = 0.155 * len(lines) + (0.16 if lines else 0.06)
+    bottom = NOTE_INCHES * len(lines) + (0.16 if lines else 0.06)
     total = top + legend + height + bottom
     figure = Figure(figsize=(WIDTH, total), dpi=DPI)
     figure.set_layout_engine(
@@ -170,10 +177,9 @@ def sheet(
             handles=ordered, loc="upper left", bbox_to_anchor=(0.02 / WIDTH, 1 - top / total), ncols=columns,
             fontsize=8.5, borderpad=0.2, borderaxespad=0, labelspacing=0.35, columnspacing=1.6, handlelength=1.6,
         )  # fmt: skip
-    if lines:
-        figure.text(
-            left, 0.07 / total, "\n".join(lines), va="bottom", fontsize=7.6, color="#444444", linespacing=1.3,
-        )  # fmt: skip
+    for up, (line, warning) in enumerate(reversed(lines)):
+        y = (0.08 + NOTE_INCHES * up) / total
+        figure.text(left, y, line, fontsize=7.6, color=RED if warning else "#444444")
     return figure
 
 
