@@ -31,8 +31,8 @@ CELL = (
     " a call by p90, more by images a second. All were timed on this machine, in this run."
 )
 ROWS = (
-    "\u2605 is the best accurate program of a case. Rows of vit-fast are on orange. Every row that was asked for"
-    " is here, and what was not timed says why."
+    "\u2605 is the best accurate program of a case; nobody is where the case was disturbed. Rows of vit-fast are"
+    " on orange. Every row that was asked for is here, and what was not timed says why."
 )
 LEAD = {
     "ablation": (

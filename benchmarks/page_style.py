@@ -40,7 +40,8 @@ thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 .glance .disturbed { background: #fff1d6; } .glance .uncontested, .glance .not-run { background: #f1f3f5; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem 2rem;
   align-items: start; }
-.pairs { width: 100%; table-layout: fixed; } .pairs th { text-align: left; font-weight: 400; color: var(--soft); }
+.pairs { width: 100%; table-layout: fixed; }
+.pairs th { text-align: left; width: 11rem; font-weight: 400; color: var(--soft); }
 .pairs td { text-align: left; overflow-wrap: anywhere; } .pairs caption { font-size: 1rem; }
 figure { margin: 1.5rem 0 2.5rem; }
 figure img { width: 100%; max-width: 60rem; min-width: 40rem; height: auto; display: block; }

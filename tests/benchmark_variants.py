@@ -138,8 +138,14 @@ def many_programs(
     return {**results(), "cases": cases}
 
 
+def only(*layers: str) -> dict[str, Any]:
+    found = results()
+    return {**found, "cases": [c for c in found["cases"] if c["layer"] in layers]}
+
+
 def one_model() -> dict[str, Any]:
-    return {**results(), "cases": [c for c in results()["cases"] if c["layer"] == "model"][:1]}
+    found = only("model")
+    return {**found, "cases": found["cases"][:1]}
 
 
 def counted_operations() -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+
+from benchmarks import page
+from benchmarks.plots import Picture
+from benchmarks.results import Results
 
 VOID = {"br", "img", "meta"}
 
@@ -61,3 +65,12 @@ def read(text: str) -> Element:
     if len(reader.open) != 1:
         raise ValueError(f"<{reader.open[-1].name}> is not closed")
     return reader.open[0]
+
+
+def shown(found: Results, pictures: Sequence[Picture] = ()) -> Element:
+    """The page of these results."""
+    return read(page.page(found, pictures))
+
+
+def section(tree: Element, anchor: str) -> Element:
+    return next(s for s in tree.all("section") if s.attributes["id"] == anchor)
