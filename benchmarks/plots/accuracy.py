@@ -144,19 +144,24 @@ def panel(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
 
 
 def numbers(ax: Axes, cases: list[Case], programs: dict[str, Look]) -> None:
-    """The number of a program beside its point, on the side where no other number stands; limits and size are set."""
+    """The number of a program beside its point, on a side where nothing else stands, or nowhere; limits are set."""
+    rows = [row for case in cases for row in timed(case) if point(row)]
+    points = [tuple(ax.transData.transform(point(row))) for row in rows]
     taken: list[tuple[float, float]] = []
-    for case in cases:
-        for row in filter(point, timed(case)):
-            number = programs[row["program"]].number
-            x, y = ax.transData.transform(point(row))
-            sides = [(x + dx, y + dy) for dx, dy in SIDES]
-            clear = [
-                (a, b)
-                for a, b in sides
-                if all(abs(a - c) > 18 or abs(b - d) > 16 for c, d in taken)
-            ]
-            if number and clear:
-                taken.append(clear[0])
-                at = ax.transData.inverted().transform(clear[0])
-                ax.text(*at, str(number), ha="center", va="center", fontsize=6.6, color=GREY)
+    for row, (x, y) in zip(rows, points):
+        number = programs[row["program"]].number
+        others = [p for p in points if p != (x, y)]
+        clear = [
+            (x + dx, y + dy)
+            for dx, dy in SIDES
+            if all(apart((x + dx, y + dy), t, 18, 16) for t in taken)
+            and all(apart((x + dx, y + dy), p, 16, 14) for p in others)
+        ]
+        if number and clear:
+            taken.append(clear[0])
+            at = ax.transData.inverted().transform(clear[0])
+            ax.text(*at, str(number), ha="center", va="center", fontsize=6.6, color=GREY)
+
+
+def apart(a: tuple[float, float], b: tuple[float, float], across: float, down: float) -> bool:
+    return abs(a[0] - b[0]) > across or abs(a[1] - b[1]) > down

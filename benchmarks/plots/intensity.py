@@ -40,13 +40,7 @@ def panel(ax: Axes, cases: list[Case], known: dict[str, float], programs: dict[s
         nominal = "nominal" in kind
         start = value / slope if slope else low
         ax.plot([start, high], [value, value], color=INK, lw=1.3, ls="--" if nominal else "-")
-        words = f"{'nominal' if nominal else 'measured'} {number(value, 3)} TFLOP/s"
-        # of two roofs the lower one is named below its line
-        under = value < max(flat.values())
-        ax.annotate(
-            words, (high, value), xytext=(-2, -3 if under else 3), textcoords="offset points", ha="right",
-            va="top" if under else "bottom", fontsize=7.8,
-        )  # fmt: skip
+    name_roofs(ax, flat, ridge, low, high)
     for case, at in zip(cases, x):
         whole = case["layer"] == "model"
         for row in timed(case):
@@ -64,6 +58,21 @@ def panel(ax: Axes, cases: list[Case], known: dict[str, float], programs: dict[s
     ax.set_xlabel("FLOP / byte" + ("; on grey: bytes not counted" if high > edge else ""))
     ax.set_ylabel("TFLOP/s")
     names(ax, cases, x, bottom, top)
+
+
+def name_roofs(ax: Axes, flat: dict[str, float], ridge: float, low: float, high: float) -> None:
+    """Above the highest one, from the ridge on, or up to it where there is more room."""
+    if not flat:
+        return
+    said = [
+        f"{'nominal (dashed)' if 'nominal' in kind else 'measured'} {number(value, 3)} TFLOP/s"
+        for kind, value in flat.items()
+    ]
+    left = math.log(ridge / low) < 0.6 * math.log(high / low)
+    ax.annotate(
+        ", ".join(said), (ridge, max(flat.values())), xytext=(0, 4), textcoords="offset points",
+        ha="left" if left else "right", fontsize=7.8,
+    )  # fmt: skip
 
 
 def names(ax: Axes, cases: list[Case], x: list[float], bottom: float, top: float) -> None:

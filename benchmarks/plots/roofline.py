@@ -10,7 +10,7 @@ from ..words import number, output
 from .intensity import band, panel
 from .notes import absences, marked
 from .operations import Bar, Groups, bars_inches, horizontal
-from .style import GREY, INK, Look, Picture, balanced, save, sheet
+from .style import GREY, INK, Look, Picture, save, sheet
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -143,8 +143,8 @@ def shares(cases: list[Case], copy_gbps: float, programs: dict[str, Look]) -> Gr
     one = len({(c["title"], c["batch"]) for c in cases}) == 1
     found: Groups = []
     for case in cases:
-        words = f"{output(case)}, {case['title']} batch {case['batch']}"
-        name = marked(output(case) if one else balanced(words, 26), bool(case["disturbed"]))
+        words = f"{output(case)},\n{case['title']} batch {case['batch']}"
+        name = marked(output(case) if one else words, bool(case["disturbed"]))
         rows = {r["program"]: r for r in timed(case) if r["gbps"]}
         bars = [
             Bar(

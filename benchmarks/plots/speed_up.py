@@ -65,18 +65,19 @@ def panels(cases: list[Case], programs: dict[str, Look]) -> list[Panel]:
         groups.setdefault(f"{case['dtype']}, batch {case['batch']}", []).append(case)
     found = []
     for title, group in groups.items():
-        # timed somewhere in the panel, or lost where it should have been
-        kept = {p for c in group for p in bars(c)}
-        kept |= {
-            r["program"] for c in group for r in c["rows"] if r["status"] in ("wrong", "failed")
-        }
-        order = [p for p in programs if p in kept]
-        parts = min(len(group), math.ceil(len(group) * (len(order) + 1) / SLOTS))
+        parts = min(len(group), math.ceil(len(group) * (len(places(group, programs)) + 1) / SLOTS))
         for i in range(parts):
             part = group[-(-i * len(group) // parts) : -(-(i + 1) * len(group) // parts)]
             words = f"{title} ({i + 1} of {parts})" if parts > 1 else title
-            found.append(Panel(words, part, order, parts > 1))
+            found.append(Panel(words, part, places(part, programs), parts > 1))
     return found
+
+
+def places(cases: list[Case], programs: dict[str, Look]) -> list[str]:
+    """What has a place beside each other: timed in one of the cases at least, or lost where it should have been."""
+    kept = {p for c in cases for p in bars(c)}
+    kept |= {r["program"] for c in cases for r in c["rows"] if r["status"] in ("wrong", "failed")}
+    return [p for p in programs if p in kept]
 
 
 def rows_and_columns(found: list[Panel]) -> tuple[int, int]:
