@@ -16,6 +16,8 @@ PROGRAMS = {
 
 
 def row(program: str, p50: float, case: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    # a stream of its own: times do not change with what accuracy draws
+    error = random.Random(f"{program} {case['name']}").uniform(1e-6, 8e-6)
     samples = sorted(round(p50 * draw.uniform(0.98, 1.04), 4) for _ in range(20))
     tflops = case["flops"] / p50 / 1e9 if case["flops"] else None
     return {
@@ -23,7 +25,7 @@ def row(program: str, p50: float, case: dict[str, Any], draw: random.Random) -> 
         "ours": program.startswith("vit-fast"),
         "status": "ok",
         "why": "",
-        "accuracy": {"error": 3e-6, "allowed": 9e-6, "row_error": 1e-6, "row_allowed": 4e-6},
+        "accuracy": {"error": error, "allowed": 9e-6, "row_error": 1e-6, "row_allowed": 4e-6},
         "build_s": 1.5,
         "first_s": 0.4,
         "p50_ms": p50,
@@ -127,6 +129,7 @@ def results(seed: int = 0) -> dict[str, Any]:
                         "ONNX Runtime", "skipped", "ONNX Runtime's CPU provider has no bf16 kernels"
                     )
                     c["rows"][4].update(status="inaccurate", why="largest error 0.3, allowed 0.1")
+                    c["rows"][4]["accuracy"].update(error=0.3, allowed=0.1)
                 cases.append(c)
     cases[0]["rows"].append(untimed("timm, torch.compile", "skipped", "timm is not installed"))
     cases[1]["disturbed"] = "other processes took 14% of the processor"
