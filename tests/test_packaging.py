@@ -1,5 +1,9 @@
-"""`kernels` ships as `vit_fast.kernels`, and is never importable as the package that transformers looks for."""
+"""`kernels` ships as `vit_fast.kernels`, and is never importable as the package that transformers looks for.
 
+`benchmarks` ships as `vit_fast.benchmarks`, without what needs a checkout and without results.
+"""
+
+import json
 import os
 import re
 import shutil
@@ -21,6 +25,11 @@ KERNELS = {
     for pattern in ("*.py", "tuned/*.json")
     for path in (ROOT / "kernels").glob(pattern)
 }
+BENCHMARKS = {
+    f"vit_fast/{path.relative_to(ROOT)}"
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if path.relative_to(ROOT / "benchmarks").parts[0] not in ("gpu", "candidates")
+}
 IMPORTS = "import vit_fast, vit_fast.kernels.layer_norm; from transformers import ViTModel; print(vit_fast.__file__)"
 
 
@@ -38,7 +47,7 @@ def checkout(tmp_path_factory) -> Path:
     pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools >= 77")
     copy = tmp_path_factory.mktemp("build") / "checkout"
     ignore = shutil.ignore_patterns("__pycache__")
-    for folder in ("vit_fast", "kernels", "tests"):
+    for folder in ("vit_fast", "kernels", "benchmarks", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignore)
     for path in ROOT.iterdir():
         if path.is_file():
@@ -63,6 +72,10 @@ def built(checkout: Path, out: Path) -> Path:
 def test_kernels_is_not_a_package():
     assert not (ROOT / "kernels/__init__.py").exists()
     assert os.readlink(ROOT / "vit_fast/kernels") == "../kernels"
+
+
+def test_benchmarks_are_linked():
+    assert os.readlink(ROOT / "vit_fast/benchmarks") == "../benchmarks"
 
 
 def test_nothing_imports_kernels_by_its_bare_name():
@@ -90,6 +103,7 @@ def test_wheel_holds_the_kernels_once_and_imports_elsewhere(wheel, tmp_path):
     assert len(names) == len(set(names))
     expected = KERNELS | {f"vit_fast/kernels/{TABLE}"}
     assert {n for n in names if n.startswith("vit_fast/kernels/")} == expected
+    assert {n for n in names if n.startswith("vit_fast/benchmarks/")} == BENCHMARKS
     assert {f"vit_fast/{n}" for n in ("__init__.py", "families/__init__.py", "py.typed")} <= {
         *names
     }
@@ -101,6 +115,40 @@ def test_wheel_holds_the_kernels_once_and_imports_elsewhere(wheel, tmp_path):
     assert Path(out.strip()).read_text() == "{}", "a table is found where it is installed"
 
 
+def test_benchmarks_of_a_wheel_run_elsewhere(wheel, tmp_path):
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    empty.mkdir()
+    modules = sorted(n.removesuffix(".py").replace("/", ".") for n in BENCHMARKS)
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[m for m in modules if not m.endswith('__main__')]}: importlib.import_module(name)\n"
+        "print(any(name.split('.')[0] in ('benchmarks', 'tests') for name in sys.modules))"
+    )
+    alone = dict(PYTHONPATH=str(site), OMP_NUM_THREADS="1")
+    assert run(sys.executable, "-c", code, cwd=empty, **alone).strip() == "False"
+
+    bench = (sys.executable, "-m", "vit_fast.cli", "bench", "--suite", "toy", "--only", "qkv")
+    assert run(*bench, "--list", cwd=empty, **alone) == "operation Toy qkv fp32 batch 1\n"
+    assert list(empty.iterdir()) == []
+    run(*bench, "--device", "cpu", "--no-pictures", cwd=empty, **alone)
+    (path,) = empty.rglob("*.json")
+    assert path.parts[-3] == ".benchmarks" and path.name == "toy.json"
+    assert json.loads(path.read_text())["run"]["commit"] is None
+
+    for words, said in (
+        (("vit_fast.benchmarks", "gpu"), "it is started in a checkout"),
+        (("vit_fast.benchmarks", "table", str(path)), "it is started in a checkout"),
+        (("vit_fast.cli", "bench", "--record"), "no checkout of vit-fast; say --out"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=empty, env={**os.environ, **alone}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and said in done.stderr, done.stdout + done.stderr
+
+
 def test_a_wheel_without_any_table(checkout, tmp_path):
     ignore = shutil.ignore_patterns("tuned", "build", "*.egg-info")
     bare = shutil.copytree(checkout, tmp_path / "checkout", symlinks=True, ignore=ignore)
@@ -109,17 +157,25 @@ def test_a_wheel_without_any_table(checkout, tmp_path):
     assert found == {n for n in KERNELS if n.endswith(".py")}
 
 
-def test_sdist_holds_the_kernels_once(checkout, tmp_path):
+def test_sdist_holds_each_folder_once_and_builds_the_same_wheel(checkout, wheel, tmp_path):
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     run(sys.executable, "-c", code, cwd=checkout)
     (path,) = tmp_path.glob("vit_fast-*.tar.gz")
     with tarfile.open(path) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
         names = [name.partition("/")[2] for name in archive.getnames()]
     folder = {"vit_fast/kernels/tuned"}  # tarfile names folders, too
     assert {
         f"vit_fast/{n}" for n in names if re.fullmatch(r"kernels/.+", n)
     } - folder == KERNELS | {f"vit_fast/kernels/{TABLE}"}
-    assert not [n for n in names if n.startswith("vit_fast/kernels")]
+    linked = ("vit_fast/kernels", "vit_fast/benchmarks")
+    assert not [n for n in names if n.startswith(linked)]
+    # what needs a checkout is in this one
+    assert {"benchmarks/gpu/program.py", "benchmarks/candidates/check.py"} <= set(names)
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    both = (zipfile.ZipFile(w).namelist() for w in (wheel, built(unpacked, tmp_path / "again")))
+    first, again = map(sorted, both)
+    assert first == again
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= set(names)
 
 
