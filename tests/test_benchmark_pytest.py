@@ -14,15 +14,14 @@ from benchmarks.results import LAYERS, TIMED, Results, read
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("pytest_benchmark")
 
-# a program of ours that is wrong, a rival that is, one that cannot run here and one that fails
+# a suite of one case: a rival is beyond the accuracy rule, one is not there, one fails, and one of ours is wrong
 BROKEN = """
-import pytest
-from benchmarks import tasks
+from functools import partial
+from benchmarks import registry, tasks
 from benchmarks.rivals import RIVALS, Rival
-from benchmarks.rivals.eager import eager
 from benchmarks.task import Program, Unavailable
 
-def wrong(task):
+def beyond(task):
     return Program(lambda *inputs: task.module(*inputs) * 1.5)
 
 def missing(task):
@@ -31,8 +30,10 @@ def missing(task):
 def failing(task):
     raise ValueError("no such thing")
 
-RIVALS["transformers, sdpa"] = Rival("transformers, sdpa", {rival})
-{ours}
+tasks.bare = lambda module, *more: Program(lambda *inputs: module(*inputs) * 1.5)
+RIVALS |= {build.__name__: Rival(build.__name__, build) for build in (beyond, missing, failing)}
+programs = ("transformers, eager", "beyond", "missing", "failing", "vit-fast", "vit-fast ViT")
+registry.SUITES["toy"] = lambda device: [registry.Case("model", "toy", "tokens", "fp32", 1, programs)]
 """
 
 
@@ -81,43 +82,32 @@ def test_leaves_the_results_file_of_the_suite(tmp_path):
     assert not samples, "each benchmark is a row"
 
 
-def test_without_timing_it_still_checks(tmp_path):
-    few = ("-k", "qkv or tokens and not ablation", "--benchmark-disable")
-    done = run(tmp_path, *few)
-    assert done.returncode == 0 and "\n10 passed" in done.stdout, done.stdout
-    assert not list(tmp_path.rglob("*.json"))
-    ours = "tasks.bare = lambda module, *more: Program(lambda *inputs: module(*inputs) * 1.5)"
-    done = run(tmp_path, *few, code=BROKEN.format(rival="eager", ours=ours))
-    assert done.returncode == 1, done.stdout
-    assert "vit-fast ViT, wrong: " in done.stdout and "\n2 failed, 8 passed" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "rival, status, said",
-    [
-        ("wrong", "inaccurate", "\n8 passed"),
-        ("missing", "skipped", "SKIPPED"),
-        ("failing", "failed", "XFAIL"),
-    ],
-)
-def test_a_rival_beyond_the_rule_or_not_there(tmp_path, rival, status, said):
-    broken = BROKEN.format(rival=rival, ours="")
-    done = run(tmp_path, "--benchmark-only", "-k", "tokens and not ablation", code=broken)
-    assert done.returncode == 0 and said in done.stdout, done.stdout
-    case, _ = written(tmp_path)["cases"]
-    row = case["rows"][1]
-    assert (row["program"], row["status"]) == ("transformers, sdpa", status)
-    assert (row["p50_ms"] is not None) == (status == "inaccurate")
-    assert {"inaccurate": "allowed", "skipped": "not for this machine", "failed": "no such thing"}[
-        status
-    ] in row["why"]
+@pytest.mark.parametrize("how", ["--benchmark-only", "--benchmark-disable"])
+def test_what_is_wrong_is_said_with_and_without_timing(tmp_path, how):
+    done = run(tmp_path, how, code=BROKEN)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed, 3 passed, 1 skipped, 1 xfailed" in done.stdout, done.stdout
+    assert "vit-fast ViT, wrong: largest error" in done.stdout
+    assert "missing, skipped: not for this machine" in done.stdout
+    assert "failing, failed: ValueError: no such thing" in done.stdout
+    if how == "--benchmark-disable":
+        assert not list(tmp_path.rglob("*.json")), "nothing was timed"
+        return
+    (case,) = written(tmp_path)["cases"]
+    found = {row["program"]: (row["status"], row["p50_ms"] is not None) for row in case["rows"]}
+    assert found == {
+        "transformers, eager": ("ok", True),
+        "beyond": ("inaccurate", True),
+        "missing": ("skipped", False),
+        "failing": ("failed", False),
+        "vit-fast": ("ok", True),
+        "vit-fast ViT": ("wrong", False),
+    }
 
 
 def test_runs_only_when_it_is_named():
-    found = {}
-    for folder in (".", "vit_fast", "benchmarks"):
-        words = ("--collect-only", "-q", "-p", "no:cacheprovider", "--ignore=tests", folder)
-        command = [sys.executable, "-m", "pytest", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        found[folder] = "test_program[" in done.stdout
-    assert found == {".": False, "vit_fast": False, "benchmarks": True}
+    words = ("--collect-only", "-q", "-p", "no:cacheprovider", "--ignore=tests", ".", "vit_fast")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "no tests collected" in done.stdout, done.stdout + done.stderr
