@@ -143,6 +143,10 @@ def test_benchmarks_of_a_wheel_run_elsewhere(wheel, tmp_path):
     (empty / "all.py").unlink()
     assert said[:-1] == ["operation Toy qkv fp32 batch 1", "[0, 2, 2, 2]", "[]"]
 
+    # a repository around it is not the one that it was built from
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    run("git", "init", "--quiet", cwd=tmp_path)
+    run("git", *author, "commit", "--quiet", "--allow-empty", "-m", "first", cwd=tmp_path)
     bench = ("bench", "--suite", "toy", "--only", "qkv", "--device", "cpu", "--no-pictures")
     run(sys.executable, "-m", "vit_fast.cli", *bench, cwd=empty, **alone)
     (path,) = empty.rglob("*.json")
