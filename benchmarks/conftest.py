@@ -44,7 +44,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def suite(request: pytest.FixtureRequest) -> Iterator[Suite]:
     config = request.config
     device, name = device_of(config), config.getoption("--suite")
-    method = Method(seconds=SECONDS.get(name, Method.seconds), pause_ms=0.0, order="one after another")
+    method = Method(
+        seconds=SECONDS.get(name, Method.seconds), pause_ms=0.0, order="one after another"
+    )
     arguments = " ".join(map(str, config.invocation_params.args))
     path = place(f"{name}-pytest", device.type, record=False)
     found = config.stash[SUITE] = Suite(name, arguments, device, method, path)

@@ -41,17 +41,17 @@ class Method:
     order: str = "in turn"
 
     def text(self, device: str) -> str:
-        in_turn, gpu = self.order == "in turn", ""
+        by_turns, gpu = self.order == "in turn", ""
         if device == "cuda":
             gpu = " A call's latency is the host's clock until its result is there"
             gpu += (
                 "; images per second are of many calls in a row, by CUDA events. Single operations are by CUDA events "
                 "behind work that hides their launch."
-                if in_turn
+                if by_turns
                 else ", launch included; images per second are of such calls."
             )
         turns = "in turn, round by round, in an order that moves on by one each round"
-        order = f"programs run {turns if in_turn else self.order}, "
+        order = f"programs run {turns if by_turns else self.order}, "
         pause = f"{self.pause_ms:g} ms apart, " if self.pause_ms else ""
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
