@@ -1,4 +1,4 @@
-"""Metadata, dependencies and the package map: the top-level folder `kernels` is installed as `vit_fast.kernels`."""
+"""Metadata, dependencies and the package map: `kernels` and `benchmarks` are installed as folders of `vit_fast`."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,39 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vit_fast/__init__.py").r
 
 DEMO = ["scikit-image"]
 TEST = [*DEMO, "accelerate", "peft", "pytest", "pytest-benchmark", "pytest-xdist", "setuptools>=77"]
+# what the suite compares with and draws with. Not timm: it needs the torchvision of the very build of torch that is
+# there, and pip would choose another; it is compared where it imports.
+BENCH = [
+    *DEMO,
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "pytest",
+    "pytest-benchmark",
+]
+# these need the tests beside them, and so a checkout
+CHECKOUT = {"gpu", "candidates", "results"}
+
+
+def folders(root: str, package: str) -> dict[str, str]:
+    """package -> folder: `root` and all folders in it that hold Python files and ship."""
+    found = {package: root}
+    for path in sorted((HERE / root).rglob("*.py")):
+        inside = path.parent.relative_to(HERE / root)
+        if inside.parts and inside.parts[0] not in CHECKOUT:
+            found[".".join((package, *inside.parts))] = (Path(root) / inside).as_posix()
+    return found
+
+
+PACKAGES = {
+    "vit_fast": "vit_fast",
+    "vit_fast.families": "vit_fast/families",
+    # not a package of its own: transformers imports a PyPI package named `kernels` when it can
+    "vit_fast.kernels": "kernels",
+    **folders("benchmarks", "vit_fast.benchmarks"),
+}
 
 setup(
     name="vit-fast",
@@ -20,13 +53,8 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["vit_fast", "vit_fast.families", "vit_fast.kernels"],
-    package_dir={
-        "vit_fast": "vit_fast",
-        "vit_fast.families": "vit_fast/families",
-        # not a package of its own: transformers imports a PyPI package named `kernels` when it can
-        "vit_fast.kernels": "kernels",
-    },
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
     # tuned/: measured launch configs, a file for each GPU that was measured
     package_data={"vit_fast": ["py.typed"], "vit_fast.kernels": ["tuned/*.json"]},
     include_package_data=False,
@@ -43,8 +71,9 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
+        "bench": BENCH,
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, "matplotlib", "ruff"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

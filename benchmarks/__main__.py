@@ -1,6 +1,7 @@
 """python -m benchmarks run | report | compare | gpu | table | roofline, each with a --help of its own."""
 
 import importlib
+import importlib.util
 import sys
 
 COMMANDS = {
@@ -15,6 +16,13 @@ COMMANDS = {
 
 def main(argv: list[str]) -> int:
     command, *rest = argv or ["--help"]
+    if command in ("gpu", "table") and importlib.util.find_spec(".gpu", __package__) is None:
+        print(
+            f"{command}: the GPU program runs the tests too, which are not installed; it is started in a checkout of "
+            "vit-fast, where nothing needs to be installed",
+            file=sys.stderr,
+        )
+        return 2
     if command in COMMANDS:
         return importlib.import_module(COMMANDS[command][0], __package__).main(rest)
     known = "\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())

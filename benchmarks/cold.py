@@ -1,7 +1,8 @@
 """The cases of cold start, measured: see cold_start.py for what a process does."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -13,9 +14,32 @@ from .measured import compare, described, disturbed, empty_row, in_words
 from .method import Method, statistics
 from .registry import Case
 from .results import Case as Found
+from .results import Row
 from .task import DTYPES
 
 ROUNDS = 3
+
+
+@contextmanager
+def checkpoint(case: Case, device: torch.device) -> Iterator[dict[str, str | int]]:
+    """What cold_start.once is told of a case, with its checkpoint in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        subjects.make(case.subject, "tokens").save_pretrained(folder)
+        yield dict(
+            folder=folder,
+            cls=case.of.classes["tokens"],
+            dtype=str(DTYPES[case.dtype]).removeprefix("torch."),
+            device=device.type,
+            batch=case.batch,
+            side=case.of.model.image,
+        )
+
+
+def fill(row: Row, ms: Sequence[float], parts: Sequence[dict[str, float]], batch: int) -> None:
+    """The timed fields of a row, of whole processes and of their parts."""
+    row.update(statistics(ms, ms, batch))
+    row["parts"] = {part: round(median(p[part] for p in parts), 3) for part in parts[0]}
+    row["first_s"] = row["p50_ms"] / 1e3
 
 
 def measure(
@@ -30,16 +54,7 @@ def measure(
     rows = {name: empty_row(name) for name in case.programs}
     found["rows"] = list(rows.values())
     times: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in rows}
-    with tempfile.TemporaryDirectory() as folder:
-        subjects.make(case.subject, "tokens").save_pretrained(folder)
-        of = dict(
-            folder=folder,
-            cls=case.of.classes["tokens"],
-            dtype=str(DTYPES[case.dtype]).removeprefix("torch."),
-            device=device.type,
-            batch=case.batch,
-            side=case.of.model.image,
-        )
+    with checkpoint(case, device) as of:
         for turn in range(1 + ROUNDS):
             for name, row in rows.items():
                 if row["status"] != "ok":
@@ -55,11 +70,7 @@ def measure(
     for name, row in rows.items():
         if row["status"] != "ok":
             continue
-        ms = [t for t, _ in times[name]]
-        row.update(statistics(ms, ms, case.batch))
-        parts = [p for _, p in times[name]]
-        row["parts"] = {part: round(median(p[part] for p in parts), 3) for part in parts[0]}
-        row["first_s"] = row["p50_ms"] / 1e3
+        fill(row, [t for t, _ in times[name]], [p for _, p in times[name]], case.batch)
     found["clocks"]["after"] = clocks(device)
     found["disturbed"] = disturbed(found, 0.0, method)
     compare(found, peaks)

@@ -5,9 +5,11 @@ measured from outside. The checkpoint is a folder that transformers saved; the f
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def start(
@@ -42,11 +44,19 @@ def start(
 
 
 def once(program: str, **of: str | int) -> tuple[float, dict[str, float]]:
-    """(milliseconds of the whole process, its parts). RuntimeError with its last words where it fails."""
+    """(milliseconds of the whole process, its parts). RuntimeError with its last words where it fails.
+
+    The new process imports the vit_fast of this one, installed or not.
+    """
+    import vit_fast
+
+    home = str(Path(vit_fast.__file__).parents[1])
+    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH")) if p)
     given = [str(of[name]) for name in ("folder", "cls", "dtype", "device", "batch", "side")]
     words = [sys.executable, __file__, program, *given]
     begin = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
     ms = (time.perf_counter() - begin) * 1e3
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -74,7 +74,8 @@ def cpu_name() -> str:
 
 def commit() -> str | None:
     """The git commit of the checkout, "+" behind it where files differ; None without git or a repository."""
-    if shutil.which("git") is None:
+    # an installed copy may lie in a repository of somebody else
+    if shutil.which("git") is None or not (ROOT / "setup.py").exists():
         return None
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:

@@ -172,12 +172,19 @@ def prepared_programs(
     found: list[Prepared] = []
     for name in names:
         say(name)
-        if found and found[0].result is None:
-            why = f"the baseline, {names[0]}, gave nothing to hold this against: {found[0].row['why']}"
-            found.append(Prepared(empty_row(name) | {"status": "skipped", "why": why}))
-            continue
-        found.append(prepare(name, task, reference, found[0].result if found else None))
+        found.append(against(found[0] if found else None, name, task, reference))
     return found
+
+
+def against(baseline: Prepared | None, name: str, task: Task, reference: Tensor) -> Prepared:
+    """A program beside the baseline; None: it is the baseline."""
+    if baseline is None:
+        return prepare(name, task, reference, None)
+    if baseline.result is None:
+        row = baseline.row
+        why = f"the baseline, {row['program']}, gave nothing to hold this against: {row['why']}"
+        return Prepared(empty_row(name) | {"status": "skipped", "why": why})
+    return prepare(name, task, reference, baseline.result)
 
 
 def described(case: Case, device: torch.device) -> Found:

@@ -41,19 +41,23 @@ class Method:
     order: str = "in turn"
 
     def text(self, device: str) -> str:
-        gpu = (
-            " A call's latency is the host's clock until its result is there; images per second are of many calls in a "
-            "row, by CUDA events. Single operations are by CUDA events behind work that hides their launch."
-            if device == "cuda"
-            else ""
-        )
+        by_turns, gpu = self.order == "in turn", ""
+        if device == "cuda":
+            gpu = " A call's latency is the host's clock until its result is there"
+            gpu += (
+                "; images per second are of many calls in a row, by CUDA events. Single operations are by CUDA events "
+                "behind work that hides their launch."
+                if by_turns
+                else ", launch included; images per second are of such calls."
+            )
         turns = "in turn, round by round, in an order that moves on by one each round"
-        order = f"programs run {turns if self.order == 'in turn' else self.order}, "
+        order = f"programs run {turns if by_turns else self.order}, "
+        pause = f"{self.pause_ms:g} ms apart, " if self.pause_ms else ""
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
             f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least "
             f"{self.least_rounds} samples a program, "
-            f"{self.pause_ms:g} ms apart, on random inputs; the baseline once more at the end. A case is called "
+            f"{pause}on random inputs; the baseline once more at the end. A case is called "
             "disturbed if the middle half of a program's samples is wider than "
             f"{self.spread_bound:.0%} of their median, if the baseline moved by more than {self.drift_bound:.0%}, "
             "or if others took more than "
@@ -72,7 +76,7 @@ def sampler(
         return _on_cuda(program, inputs, device, layer, cache)
     estimate = _once_ms(program, inputs)
     if cache == "cold":
-        flush = _flusher(device)
+        flush = flusher(device)
 
         def cold() -> tuple[float, float]:
             flush()
@@ -102,7 +106,7 @@ def _once_ms(program: Program, inputs: Sequence[Any]) -> float:
         return (time.perf_counter() - begin) * 1e3
 
 
-def _flusher(device: torch.device) -> Callable[[], object]:
+def flusher(device: torch.device) -> Callable[[], object]:
     """Touches more memory than the last cache holds, when it is called."""
     if device.type == "cuda":
         nbytes = torch.cuda.get_device_properties(device).L2_cache_size
@@ -120,7 +124,7 @@ def _on_cuda(
 
     if layer == "operation":
         # what runs ahead hides the launch; it is also what leaves the cache cold or warm
-        flush = _flusher(device)
+        flush = flusher(device)
         ahead = flush if cache == "cold" else (lambda: [call() for _ in range(4)])
 
         def launch() -> tuple[float, float]:

@@ -58,6 +58,9 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
     if device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: PyTorch finds no CUDA device here", file=sys.stderr)
         return 2
+    if args.record and not (ROOT / "benchmarks/results").is_dir():
+        print(f"--record: {ROOT} is no checkout of vit-fast; say --out FILE", file=sys.stderr)
+        return 2
     try:
         chosen = cases(args.suite, device, tuple(args.only))
     except ValueError as error:

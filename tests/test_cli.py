@@ -18,11 +18,25 @@ def test_version_and_help(capsys):
         (["tune", "--help"], "vit-b-16, vit-l-16, "),
         (["models", "--help"], "accelerated inside"),
         (["doctor", "--help"], "exit status"),
+        (["bench", "--help"], "usage: vit-fast bench"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(argv)
         assert stop.value.code == 0
         assert words in capsys.readouterr().out
+
+
+def test_bench_is_the_benchmarks_run(capsys):
+    assert cli.main(["bench", "--list", "--suite", "toy", "--only", "qkv", "fc1"]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == [
+        "operation Toy qkv fp32 batch 1",
+        "operation Toy fc1 fp32 batch 1",
+    ]
+    assert cli.main(["bench", "--suite", "toy", "--only", "nothing of that name"]) == 2
+    for argv in (["bench", "--nonsense"], ["doctor", "--list"], ["bench", "--suite", "none"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        assert stop.value.code == 2
 
 
 def test_inspect(capsys):

@@ -1,4 +1,4 @@
-"""The command line: vit-fast models, inspect, tune and doctor."""
+"""The command line: vit-fast models, bench, inspect, tune and doctor."""
 
 import argparse
 import importlib.util
@@ -36,6 +36,14 @@ def main(argv: list[str] | None = None) -> int:
         "those whose encoder is accelerated inside, what of them is fused, and what transformers still computes.",
     )
     models.set_defaults(run=_models)
+
+    # what follows it is read by the benchmarks
+    bench = commands.add_parser(
+        "bench",
+        add_help=False,
+        help="measure vit-fast beside other ways to run the same models, on this machine",
+    )
+    bench.set_defaults(run=_bench)
 
     inspect = commands.add_parser(
         "inspect",
@@ -103,7 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     doctor.set_defaults(run=_doctor)
 
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if args.run is _bench:
+        args.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -139,6 +151,14 @@ def _models(args: argparse.Namespace) -> int:
 
     print(table())
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from vit_fast.benchmarks import __main__, run
+
+    if args.rest[:1] in (["report"], ["compare"]):
+        return __main__.main(args.rest)
+    return run.main(args.rest, prog="vit-fast bench")
 
 
 def _doctor(args: argparse.Namespace) -> int:
