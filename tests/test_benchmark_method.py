@@ -93,7 +93,7 @@ def test_what_holds_a_program_is_entered_around_the_time():
 
 def test_a_cold_cache_is_flushed_before_each_call(monkeypatch):
     at = []
-    monkeypatch.setattr(method, "_flusher", lambda device: lambda: at.append("flush"))
+    monkeypatch.setattr(method, "flusher", lambda device: lambda: at.append("flush"))
     sample = sampler(Program(lambda: at.append("call")), (), CPU, "operation", "cold")
     at.clear()
     sample(), sample()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from benchmarks.gpu import BEGUN
 from benchmarks.gpu.cells import chosen
-from benchmarks.gpu.results import ROOT, Results, commit, smi
+from benchmarks.gpu.results import ROOT, Results, smi
 from benchmarks.gpu.runner import NoWorker, Runner
 from benchmarks.gpu.setting import FULL, TOY, hide_gpus
+from benchmarks.measure import commit
 
 DESCRIPTION = """One command for a GPU that is there for minutes: is it right, how fast can it be, how fast is it.
 
