@@ -10,7 +10,7 @@ COMMANDS = {
     "compare": (".compare", "two results files: what got slower beyond the spread"),
     "gpu": (".gpu.program", "correctness and speed on a GPU, in order of value, inside so many minutes"),
     "table": (".gpu.table", "a results file of it as a Markdown table"),
-    "roofline": (".roofline", "times predicted from FLOPs, bytes and ceilings"),
+    "roofline": (".paper.roofline", "times predicted from FLOPs, bytes and ceilings"),
 }  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import medians
-from .changes import KINDS, Change, compared, judged
-from .pairs import differences, matched
-from .phrases import command, machine, versions
+from .regression import medians
+from .regression.changes import KINDS, Change, compared, judged
+from .regression.pairs import differences, matched
+from .reporting.phrases import command, machine, versions
 from .results import Results, read
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import markdown, tables
+from .reporting import markdown, tables
 from .results import Results, read
 
 
@@ -103,7 +103,7 @@ def show(
         drawn = []
     written = [picture.path for picture in drawn]
     try:
-        from .page import write
+        from .reporting.page import write
 
         written.append(write(results, drawn, folder / f"{path.stem}.html"))
     except (ImportError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from vit_fast import ViT
 from vit_fast.layers import first
 from vit_fast.ops import Ops, choose_ops, torch_ops
 
-from . import pictures, subjects
+from . import photographs, subjects
 from .registry import Case
 from .task import DTYPES, Program, Task
 
@@ -213,5 +213,5 @@ TASKS = {
     "block": block,
     "model": model,
     "ablation": model,
-    "end to end": pictures.task,
+    "end to end": photographs.task,
 }

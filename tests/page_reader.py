@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-from benchmarks import page
 from benchmarks.plots import Picture
+from benchmarks.reporting import page
 from benchmarks.results import Results
 
 VOID = {"br", "img", "meta"}

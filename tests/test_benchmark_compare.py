@@ -9,10 +9,10 @@ import statistics
 import pytest
 
 from benchmark_results import results, untimed
-from benchmarks import medians
-from benchmarks.changes import compared
 from benchmarks.compare import main
-from benchmarks.pairs import differences
+from benchmarks.regression import medians
+from benchmarks.regression.changes import compared
+from benchmarks.regression.pairs import differences
 from benchmarks.results import row_of, timed, write
 
 SIGMA = 1 / 1.349  # of normal times whose middle half is 1 wide

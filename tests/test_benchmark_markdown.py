@@ -1,4 +1,4 @@
-"""benchmarks.markdown: the table says what the file says, and goes into a README without touching the rest."""
+"""reporting.markdown: the table says what the file says, and goes into a README without touching the rest."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark_results import results, untimed
-from benchmarks.markdown import END, include, ratios, refresh
+from benchmarks.reporting.markdown import END, include, ratios, refresh
 from benchmarks.results import ranked, row_of, write
 
 ROOT = Path(__file__).parents[1]

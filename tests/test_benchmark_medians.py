@@ -1,4 +1,4 @@
-"""benchmarks.medians: variances and quantiles by hand, and against what medians do."""
+"""benchmarks.regression.medians: variances and quantiles by hand, and against what medians do."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from benchmarks import medians
+from benchmarks.regression import medians
 
 
 def test_a_variance_by_hand():

@@ -10,9 +10,9 @@ import pytest
 
 import benchmark_variants as variants
 from benchmark_results import results
-from benchmarks import page
-from benchmarks.columns import COLUMNS, LAYERS
 from benchmarks.plots import Picture
+from benchmarks.reporting import page
+from benchmarks.reporting.columns import COLUMNS, LAYERS
 from benchmarks.results import ranked, timed
 from page_reader import Element, section, shown
 

@@ -8,10 +8,10 @@ import pytest
 
 from benchmark_results import results
 from benchmarks import report
-from benchmarks.markdown import END, ratios
 from benchmarks.report import main, show
+from benchmarks.reporting.markdown import END, ratios
+from benchmarks.reporting.tables import text
 from benchmarks.results import write
-from benchmarks.tables import text
 
 
 @pytest.fixture
@@ -34,10 +34,13 @@ def drawers(monkeypatch):
         given["write"] = (found, pictures, path)
         return path
 
-    plots, page = types.ModuleType("benchmarks.plots"), types.ModuleType("benchmarks.page")
+    plots, page = (
+        types.ModuleType("benchmarks.plots"),
+        types.ModuleType("benchmarks.reporting.page"),
+    )
     plots.draw, page.write = draw, write_page
     monkeypatch.setitem(sys.modules, "benchmarks.plots", plots)
-    monkeypatch.setitem(sys.modules, "benchmarks.page", page)
+    monkeypatch.setitem(sys.modules, "benchmarks.reporting.page", page)
     return given
 
 
@@ -82,7 +85,7 @@ def test_without_a_page_the_report_goes_on(file, drawers, monkeypatch):
     def write_page(*_):
         raise RuntimeError("no page today")
 
-    monkeypatch.setattr(sys.modules["benchmarks.page"], "write", write_page)
+    monkeypatch.setattr(sys.modules["benchmarks.reporting.page"], "write", write_page)
     said = []
     assert show(file, results(), said.append) == [file.parent / "cpu/a.png"]
     assert "No page: no page today" in said

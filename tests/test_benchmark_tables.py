@@ -1,4 +1,4 @@
-"""benchmarks.tables: every number is the file's, every row is there, and it fits the terminal."""
+"""benchmarks.reporting.tables: every number is the file's, every row is there, and it fits the terminal."""
 
 import random
 import re
@@ -6,9 +6,9 @@ import re
 import pytest
 
 from benchmark_results import case, results, untimed
-from benchmarks import phrases
+from benchmarks.reporting import phrases
+from benchmarks.reporting.tables import text
 from benchmarks.results import NUMBERS, ranked, timed
-from benchmarks.tables import text
 
 ALWAYS = {"p50_ms", "p90_ms", "images_s"}  # of a timed row: it is ranked by them
 EXTREMES = (0.0123, 9.996, 1234.5, 98765.4)

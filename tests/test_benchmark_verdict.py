@@ -6,8 +6,8 @@ import pytest
 
 import benchmark_variants as variants
 from benchmark_results import results, untimed
+from benchmarks.reporting.verdict import judge, losses, sentence, spans
 from benchmarks.results import ranked
-from benchmarks.verdict import judge, losses, sentence, spans
 from page_reader import section, shown
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks import costs
-from benchmarks.costs import FILL_US, TILE_FILL_US, Program, Tile, gemm_us
 from benchmarks.hardware import H200
+from benchmarks.paper import costs
+from benchmarks.paper.costs import FILL_US, TILE_FILL_US, Program, Tile, gemm_us
 
 # waves: useful share of the rounds on 132 multiprocessors, counted by hand
 

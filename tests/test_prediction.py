@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import triton
 
-from benchmarks import chosen, roofline
-from benchmarks.costs import FILL_US, Tile, attention_us, gemm_us
 from benchmarks.hardware import A100, GPUS, H100, H200
-from benchmarks.prediction import WAYS, Way, forecast
-from benchmarks.roofline import BATCHES
+from benchmarks.paper import chosen, roofline
+from benchmarks.paper.costs import FILL_US, Tile, attention_us, gemm_us
+from benchmarks.paper.prediction import WAYS, Way, forecast
+from benchmarks.paper.roofline import BATCHES
 from vit_fast.kernels import linear_tiles, tables, tuning
 from vit_fast.workload import MODELS
 

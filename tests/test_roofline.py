@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import roofline
 from benchmarks.hardware import H200, L4
-from benchmarks.prediction import forecast
+from benchmarks.paper import roofline
+from benchmarks.paper.prediction import forecast
 from vit_fast.workload import MODELS
 
 VIT_B = MODELS["vit-b-16"]

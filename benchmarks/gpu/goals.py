@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks import roofline
+from benchmarks.paper import roofline
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from benchmarks.gpu.digest import OURS
 from benchmarks.gpu.programs import DTYPES, KERNELS, judge, worst
 from benchmarks.gpu.repeated import poisoned_memory
 from benchmarks.gpu.setting import Setting
+from benchmarks.subjects import sizes
 from models import NORM, hf_model, images, in_float64
 from vit_fast import ViT
 from vit_fast.kernels.folding import launch as row_statistics
@@ -27,8 +28,6 @@ from vit_fast.kernels.tuning import gpu_of
 from vit_fast.ops import Folding, Ops, choose_ops, triton_ops
 from vit_fast.recorder import CudaRecorder
 from vit_fast.workload import Model
-
-HF_ACTIVATION = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def stock(
@@ -43,26 +42,10 @@ def stock(
     Without a head that it would compute beside the tokens.
     """
     cls = cls or getattr(transformers, model.hf)
-    sizes = dict(
-        hidden_size=model.dim,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        intermediate_size=model.mlp,
-        image_size=model.image,
-        patch_size=model.patch,
-        hidden_act=HF_ACTIVATION.get(model.activation, model.activation),
-    )
+    config = sizes(model, cls.__name__)
     if cls is ViTModel:
-        sizes["add_pooling_layer"] = False
-    if model.hf == "SiglipVisionModel":
-        sizes["vision_use_head"] = False
-    if model.hf == "Dinov2Model":
-        # a gated layer is made two thirds as wide as that
-        ratio = round(model.mlp / model.dim * (1.5 if model.gated else 1))
-        sizes |= dict(mlp_ratio=ratio, use_swiglu_ffn=model.gated)
-    if model.hf == "DINOv3ViTModel":
-        sizes |= dict(use_gated_mlp=model.gated, num_register_tokens=model.prefix - 1)
-    return hf_model(cls, DTYPES[dtype], **{**sizes, **changes}).to(setting.device)
+        config["add_pooling_layer"] = False
+    return hf_model(cls, DTYPES[dtype], **{**config, **changes}).to(setting.device)
 
 
 @dataclass(frozen=True)

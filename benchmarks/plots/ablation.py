@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import number, short
 from ..results import Case, Results, Row, slug, timed
-from ..words import number, short
 from .notes import absences, marked
 from .style import GREY, HATCH, INK, OURS, RIVALS, Look, Picture, balanced, save, sheet, thousands
 

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import accuracy_share, number, output
 from ..results import Case, Results, Row, slug, timed
-from ..words import accuracy_share, number, output
 from .notes import absences, marked
 from .style import (
     DTYPE_MARKERS,

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import number, short
 from ..results import Case, Results, Row
-from ..words import number, short
 from .notes import absences, marked
 from .style import INK, Look, Picture, save, sheet
 

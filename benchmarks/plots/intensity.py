@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..reporting.words import number, output
 from ..results import Case, timed
-from ..words import number, output
 from .notes import marked
 from .style import GREY, INK, Look, log_ticks
 

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import output
 from ..results import Case, Results, slug, timed
-from ..words import output
 from .notes import absences, marked
 from .style import GREY, INK, Look, Picture, log_ticks, name_panel, save, sheet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..reporting.words import accuracy_share, counted, short
 from ..results import Case, Row
-from ..words import accuracy_share, counted, short
 from .style import HATCH, INK, MARK, Look
 
 if TYPE_CHECKING:

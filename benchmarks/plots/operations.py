@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import number, output
 from ..results import Case, Results, row_of, slug, timed
-from ..words import number, output
 from .notes import absences, marked, patches
 from .style import GREY, HATCH, INK, Look, Picture, save, sheet
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import number, output
 from ..results import Case, Results, slug, timed
-from ..words import number, output
 from .intensity import band, panel
 from .notes import absences, marked
 from .operations import Bar, Groups, bars_inches, horizontal

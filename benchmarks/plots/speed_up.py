@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..reporting.words import counted, output
 from ..results import Case, Results, ranked, slug, timed
-from ..words import counted, output
 from .notes import absences, marked, patches
 from .style import GREY, HATCH, INK, RED, Look, Picture, balanced, name_panel, save, sheet
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..reporting.words import setting
 from ..results import LAYERS, Results, timed
-from ..words import setting
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

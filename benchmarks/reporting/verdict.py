@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .results import Case, Results, Row, ranked, score
+from ..results import Case, Results, Row, ranked, score
 from .words import counted, number, short
 
 Outcome = Literal["won", "lost", "uncontested", "disturbed", "not run"]

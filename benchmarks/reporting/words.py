@@ -2,7 +2,7 @@
 
 import math
 
-from .results import Case, Results, Row
+from ..results import Case, Results, Row
 
 STATUS = {
     "ok": "accurate",

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..plots import Picture
+from ..results import Results
 from .columns import COLUMNS, TERMS
 from .markup import Html, joined, listed, tag
 from .page_style import CSS
 from .page_tables import glance, pairs, rows_of
-from .plots import Picture
-from .results import Results
 from .verdict import judged, losses, sentence, spans
 from .words import counted
 

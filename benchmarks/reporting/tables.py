@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..results import LAYERS, TIMED, Case, Results, Row, ranked, row_of
 from .phrases import columns, command, digits, machine, plain, scaled, versions
-from .results import LAYERS, TIMED, Case, Results, Row, ranked, row_of
 from .verdict import judged, losses, sentence
 from .words import accuracy_share, percent, times
 

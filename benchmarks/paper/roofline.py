@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 from vit_fast.workload import MODELS
 
+from ..hardware import DTYPES, GPUS, Hardware
 from .compared import Found, compare, comparison_lines
-from .hardware import DTYPES, GPUS, Hardware
 
 if TYPE_CHECKING:
     from .prediction import Forecast, Way

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..results import Case, Results, Row, ranked
 from .columns import COLUMNS, LAYERS, Column
 from .markup import Html, joined, tag
-from .results import Case, Results, Row, ranked
 from .verdict import Judged, judged
 from .words import STATUS, number, output, short
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..results import TIMED, Case, Results, Row, ranked, read, row_of
 from .phrases import brief, command, digits, machine, plain, scaled, versions
-from .results import TIMED, Case, Results, Row, ranked, read, row_of
 from .words import accuracy_share
 
 START = re.compile(r"<!-- benchmarks: (.+?) -->")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .phrases import brief, digits, duration
-from .results import Case, Results, Row, row_of
+from ..reporting.phrases import brief, digits, duration
+from ..results import Case, Results, Row, row_of
 
 
 @dataclass(frozen=True)

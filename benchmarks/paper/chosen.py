@@ -19,8 +19,8 @@ from vit_fast.kernels import (
 )
 from vit_fast.kernels.tuning import Gpu, which_table
 
+from ..hardware import Hardware
 from .costs import MOST_BLOCKS, Program, Tile
-from .hardware import Hardware
 
 _TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..reporting.phrases import digits, plain
+from ..reporting.words import accuracy_share, percent
+from ..results import Results
 from . import medians
 from .pairs import Alone, Pair, Quantity, differences, matched, quantities, timed_in_both
-from .phrases import digits, plain
-from .results import Results
-from .words import accuracy_share, percent
 
 KINDS = {
     "slower": "Slower, beyond the spread",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .results import Case, Results, Row
+from ..results import Case, Results, Row
 from .words import accuracy_share, number, percent, times
 
 

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 
 from vit_fast.kernels.tuning import cdiv
 
-from .hardware import DTYPES, Hardware
+from ..hardware import DTYPES, Hardware
 
 # estimates, all of them; instructions as read from machine code for sm_90, at 128 x 256, but for "folded" and
 # "statistics", which are counted in the source of kernels/folding.py: 3 and 6 an element more

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from vit_fast.kernels.tuning import cdiv
 from vit_fast.workload import Model, Operation, operations
 
+from ..hardware import DTYPES, Hardware
 from .chosen import (
     attention_program,
     by_descriptors,
@@ -31,7 +32,6 @@ from .costs import (
     warm,
     wave_efficiency,
 )
-from .hardware import DTYPES, Hardware
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 import unicodedata
 
-from .results import Results
+from ..results import Results
 from .words import counted, number
 
 VERSIONS = ("python", "torch", "transformers", "triton", "driver", "cuda", "vit_fast")

@@ -1,0 +1,1 @@
+"""What got slower between two results files, and how sure that is."""

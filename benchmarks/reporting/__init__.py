@@ -1,0 +1,1 @@
+"""A results file in words: the terminal's table, Markdown, and the page."""
