@@ -157,7 +157,7 @@ def test_without_triton_it_says_so_and_exits_with_2():
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
         "sys.modules['triton'] = None\n"
-        "from benchmarks import roofline; sys.exit(roofline.main([]))"
+        "from benchmarks.paper import roofline; sys.exit(roofline.main([]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2, done.stderr
