@@ -138,7 +138,10 @@ def test_without_matplotlib(tmp_path):
 
 
 def test_matplotlib_waits_for_a_picture():
-    code = "import sys; from benchmarks import plots; from benchmarks.reporting import page; assert 'matplotlib' not in sys.modules"
+    code = (
+        "import sys; from benchmarks import plots; from benchmarks.reporting import page\n"
+        "assert 'matplotlib' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
