@@ -1,0 +1,311 @@
+"""cpu_ops()' attention: one partition of oneDNN Graph against the definition in float64, and what it leaves alone."""
+
+import itertools
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import ViTModel
+
+from accuracy import assert_as_accurate
+from models import hf_model, images, in_float64
+from tensors import LAYOUTS, f64, laid_out, values
+from vit_fast import ViT, cpu_ops, onednn_attention, torch_ops
+from vit_fast.onednn_attention import DTYPES, takes
+from vit_fast.onednn_attention import onednn_attention as attention
+
+WHY_NOT = onednn_attention.why_not(torch.float32)
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+DEFINITION = torch_ops().attention
+
+
+def packed(
+    B: int = 2, N: int = 60, H: int = 3, Dh: int = 64, dtype: torch.dtype = torch.float32, seed=0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, N, H, Dh], views of one tensor as qkv makes it."""
+    return values("normal", B, N, 3 * H * Dh, seed=seed).to(dtype).view(B, N, 3, H, Dh).unbind(2)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    y = attention(q, k, v, scale)
+    assert_as_accurate(y, DEFINITION(*f64(q, k, v), scale), DEFINITION(q, k, v, scale))
+    assert y.is_contiguous()
+
+
+@pytest.fixture
+def through_onednn(monkeypatch):
+    """PyTorch's attention is out of reach, once the trial has passed."""
+    assert [onednn_attention.why_not(dtype) for dtype in DTYPES] == ["", ""]
+
+    def refused(*_):
+        raise AssertionError("PyTorch's attention was called")
+
+    monkeypatch.setattr(onednn_attention, "_sdpa", refused)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("Dh", [64, 72, 80])
+@pytest.mark.parametrize(
+    "N, rows", [(1, 1), (7, 7), (50, 50), (197, 197), (197, 1), (197, 20), (257, 257), (577, 577)]
+)
+def test_against_float64(dtype, Dh, N, rows):
+    q, k, v = packed(N=N, Dh=Dh, dtype=dtype)
+    check(q[:, :rows], k, v, Dh**-0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [50, 197])
+@pytest.mark.parametrize("largest", [5, 50, 500])
+def test_large_scores(dtype, N, largest, through_onednn):
+    """Which are not rounded to bf16 before the softmax: from 5 on the rule sees that."""
+    q, k, v = packed(N=N, dtype=dtype)
+    scores = torch.einsum("bqhd,bkhd->bhqk", *f64(q, k))
+    scale = largest / float(scores.abs().max())
+    y = attention(q, k, v, scale)
+    assert_as_accurate(y, DEFINITION(*f64(q, k, v), scale), DEFINITION(q, k, v, scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["one channel 1000x", "constant rows", "tiny"])
+@pytest.mark.parametrize("which", range(3))
+def test_values(dtype, kind, which):
+    tensors = list(packed(dtype=dtype))
+    tensors[which] = values(kind, 2, 60, 3, 64, seed=5).to(dtype)
+    check(*tensors, 0.01 if kind == "one channel 1000x" else 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, "heads first", "every other lane", "one head for all"]
+)
+def test_layouts(dtype, layout):
+    """What lies between the elements of a layout is NaN."""
+
+    def made(t: Tensor) -> Tensor:
+        match layout:
+            case "heads first":
+                return t.transpose(1, 2).contiguous().transpose(1, 2)
+            case "every other lane":
+                wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"))
+                wide[..., ::2] = t
+                return wide[..., ::2]
+            case "one head for all":
+                return t[:, :, :1].expand(t.shape)
+        return laid_out(t, layout)
+
+    check(*map(made, packed(dtype=dtype)), 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_of_another_tensor(dtype, through_onednn, monkeypatch):
+    """The last block for a few rows: q of one product, k and v of another."""
+    x = values("normal", 2, 197, 2 * 3 * 64).to(dtype)
+    k, v = x.view(2, 197, 2, 3, 64).unbind(2)
+    q = values("normal", 2, 20, 3, 64, seed=1).to(dtype)
+    y = attention(q, k, v, 0.125)
+    assert_as_accurate(y, DEFINITION(*f64(q, k, v), 0.125), DEFINITION(q, k, v, 0.125))
+
+
+def test_an_empty_batch():
+    assert attention(*packed(B=0), 0.125).shape == (0, 60, 3 * 64)
+
+
+def test_which_sizes_it_takes():
+    fp32, bf16 = DTYPES
+    assert takes(fp32, 50, 50)
+    assert takes(bf16, 1, 197)
+    assert not takes(fp32, 1, 1370)
+    assert not takes(fp32, 7, 7)
+    assert not takes(bf16, 2, 197)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads(dtype, through_onednn):
+    """Those of PyTorch, changed between calls, more than there are heads among them; and several callers at once."""
+    tensors = packed(dtype=dtype)
+    exact, baseline = DEFINITION(*f64(*tensors), 0.125), DEFINITION(*tensors, 0.125)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 7, 1):
+            torch.set_num_threads(threads)
+            assert_as_accurate(attention(*tensors, 0.125), exact, baseline)
+    finally:
+        torch.set_num_threads(before)
+
+    start = threading.Barrier(4)
+
+    def caller(seed: int) -> None:
+        start.wait()
+        for turn in range(12):  # the same new shapes at about the same time
+            q, k, v = packed(1, 61 + turn % 3, dtype=dtype, seed=seed)
+            y = attention(q, k, v, 0.125)
+            assert_as_accurate(y, DEFINITION(*f64(q, k, v), 0.125), DEFINITION(q, k, v, 0.125))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(caller, range(4)))
+
+
+def test_another_thread_runs_meanwhile():
+    """The interpreter is not held while oneDNN multiplies."""
+    q, k, v = packed(4, 1370, 12)
+    attention(q, k, v, 0.125)
+    done, seen = threading.Event(), [time.perf_counter()]
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(time.perf_counter())
+            time.sleep(1e-3)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    start = time.perf_counter()
+    attention(q, k, v, 0.125)
+    took = time.perf_counter() - start
+    done.set()
+    thread.join()
+    assert max(b - a for a, b in itertools.pairwise(seen)) < took / 2
+
+
+@pytest.fixture
+def forgotten():
+    """Nothing is compiled or tried yet, nor is it after the test."""
+
+    def forget() -> None:
+        onednn_attention._trial.cache_clear()
+        onednn_attention._build.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+def test_nothing_of_the_process_is_changed(forgotten):
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attention(*packed(), 0.125)
+    assert onednn_attention._build.cache_info().currsize == 2  # the trial's as well
+    assert torch.get_num_threads() == threads
+    assert not torch._C._jit_llga_enabled()
+    assert torch._C._jit_set_profiling_executor(True)
+
+
+def test_gradients_and_modes(through_onednn):
+    q, k, v = packed()
+    expected = attention(q, k, v, 0.125)
+    with torch.inference_mode():
+        y = attention(q, k, v, 0.125)
+        assert y.is_inference()
+        assert torch.equal(y, expected)
+    q = q.clone().requires_grad_()
+    with torch.no_grad():
+        y = attention(q, k, v, 0.125)
+    assert not (y.requires_grad or y.is_inference())
+    assert torch.equal(y, expected)
+    y = attention(q, k, v, 0.125)
+    assert torch.equal(y, expected)
+    with pytest.raises(RuntimeError, match=r"vit_fast\.onednn_attention has no gradient"):
+        y.sum().backward()
+
+
+def test_opcheck():
+    torch.library.opcheck(attention, (*packed(), 0.125))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(q=torch.randn(2, 60, 3, 64).half()), "q is torch.float16, expected torch.float32"),
+        (dict(k=torch.randn(2, 60, 3, 64).bfloat16()), "k is torch.bfloat16"),
+        (dict(k=torch.randn(2, 60, 4, 64)), r"k is \(2, 60, 4, 64\), expected \(2, 60, 3, 64\)"),
+        (dict(v=torch.randn(2, 61, 3, 64)), r"v is \(2, 61, 3, 64\), expected \(2, 60, 3, 64\)"),
+        (dict(q=torch.randn(60, 3, 64)), r"q is \(60, 3, 64\)"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = dict(zip("qkv", packed(), strict=True)) | change
+    with pytest.raises(ValueError, match=message):
+        attention(**arguments, scale=0.125)
+
+
+def test_reasons(monkeypatch, forgotten):
+    """Without the mechanism PyTorch's attention runs, and why_not says what was missing."""
+    tensors = packed()
+    broken = {
+        "turned off": (torch.backends.mkldnn, "is_available", bool),
+        "does not run this partition": (
+            onednn_attention,
+            "_partition",
+            lambda *_: "graph():\n  return ()",
+        ),
+        "is off by": (onednn_attention, "_scale", lambda scale: torch.tensor([scale * 1.001])),
+    }
+    for message, (owner, name, wrong) in broken.items():
+        forgotten()
+        monkeypatch.setattr(owner, name, wrong)
+        assert message in onednn_attention.why_not(torch.float32)
+        assert torch.equal(attention(*tensors, 0.125), DEFINITION(*tensors, 0.125))
+        monkeypatch.undo()
+    forgotten()
+    monkeypatch.delattr(torch._C, "parse_ir")
+    assert "has no torch._C.parse_ir" in onednn_attention.why_not(torch.float32)
+    assert "torch.float16" in onednn_attention.why_not(torch.float16)
+
+
+def test_a_torch_that_rounds_the_scores_is_not_used(monkeypatch, forgotten):
+    written = onednn_attention._partition
+
+    def rounded(*arguments) -> str:
+        before, behind = written(*arguments).split("%s : ")
+        return f"{before}%s : {behind.replace('Float', 'BFloat16', 2)}"
+
+    monkeypatch.setattr(onednn_attention, "_partition", rounded)
+    assert "is off by" in onednn_attention.why_not(torch.bfloat16)
+
+
+def test_what_is_kept_is_bounded(through_onednn):
+    for N in range(50, 50 + onednn_attention.KEPT + 3):
+        attention(*packed(1, N, 1, 8), 0.125)
+    assert onednn_attention._build.cache_info().currsize == onednn_attention.KEPT
+    attention(*packed(1, 50, 1, 8), 0.125)
+
+
+@pytest.mark.parametrize(
+    "dtype, pooled",
+    [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+)
+def test_a_model(dtype, pooled, through_onednn):
+    """65 tokens, each block through oneDNN; in bf16 the class token alone too."""
+    hf = hf_model(ViTModel, dtype, image_size=64)
+    vit = ViT.from_hf(hf).requires_grad_(False)
+    pixels = images(3, 3, 64, 64, dtype=dtype)
+
+    def run(ops) -> Tensor:
+        vit.ops = ops
+        if pooled:
+            return vit.features(pixels, tokens=False, pooled=True).pooled
+        return vit(pixels)
+
+    name = "pooler_output" if pooled else "last_hidden_state"
+    with torch.inference_mode():
+        ref = getattr(in_float64(hf)(pixels.double()), name)
+        assert_as_accurate(run(cpu_ops()), ref, getattr(hf(pixels), name))
+
+
+def test_masks_and_positions_in_the_rotation():
+    """Go as by the definition."""
+    q, k, v = packed()
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    mask[1, 40:] = False
+    angles = torch.rand(54, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    rope = torch.stack((angles.cos(), angles.sin())).float()
+    for options in (dict(mask=mask), dict(rope=rope), dict(mask=mask, rope=rope)):
+        exact = {n: t.double() if n == "rope" else t for n, t in options.items()}
+        y = cpu_ops().attention(q, k, v, 0.125, **options)
+        ref = DEFINITION(*f64(q, k, v), 0.125, **exact)
+        assert_as_accurate(y, ref, DEFINITION(q, k, v, 0.125, **options))
