@@ -133,12 +133,11 @@ def _build(
 
 @functools.lru_cache
 def _scale(scale: float) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([scale])
+    return torch.tensor([scale])
 
 
 def _through_onednn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    q, k, v = (_readable(t).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     k = k.transpose(2, 3)
     run = _build(
         q.dtype,
@@ -148,13 +147,6 @@ def _through_onednn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         torch.get_num_threads(),
     )
     return run(q, k, v, _scale(scale)).transpose(1, 2).flatten(2)
-
-
-def _readable(t: Tensor) -> Tensor:
-    """t [B, N, H, Dh] with a unit last stride and no element twice, without a gradient."""
-    if t.stride(3) != 1 or 0 in t.stride():
-        t = t.contiguous()
-    return t.detach() if t.requires_grad else t
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
