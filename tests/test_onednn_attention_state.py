@@ -1,4 +1,4 @@
-"""What the oneDNN attention keeps, leaves alone and does not rely on: threads, TorchScript's switches, other PyTorchs."""
+"""What the oneDNN attention keeps, and what it leaves as it was: threads, TorchScript's switches, another PyTorch."""
 
 import itertools
 import threading
