@@ -47,6 +47,15 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return view
 
 
+def packed(
+    B: int = 2, N: int = 60, H: int = 3, Dh: int = 64, dtype: torch.dtype = torch.float32, seed=0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, N, H, Dh], views of one tensor as qkv makes it, on the CPU."""
+    return (
+        values("normal", B, N, 3 * H * Dh, seed=seed).cpu().to(dtype).view(B, N, 3, H, Dh).unbind(2)
+    )
+
+
 def target(arch: str) -> Gpu:
     """The GPU whose rules a launch follows; hardware copies by descriptor only where this GPU has them."""
     gpu = KNOWN[arch]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accuracy import assert_as_accurate
 from models import images, needs_triton
-from vit_fast import cpu_ops, onednn, torch_ops, triton_ops
+from vit_fast import cpu_ops, onednn, onednn_attention, torch_ops, triton_ops
 from vit_fast.ops import choose_ops, not_for_kernels
 from vit_fast.spec import ACTIVATIONS
 
@@ -97,11 +97,19 @@ def test_patch_embed(dtype, bias, pixels):
     torch.testing.assert_close(bare + pos, y[:, 2:], rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
-def test_the_table_for_a_cpu_says_why():
+def test_the_table_for_a_cpu_says_why(monkeypatch):
     for dtype in DTYPES:
         ops, why = choose_ops(torch.device("cpu"), dtype)
         assert ops is (torch_ops() if onednn.why_not(dtype) else cpu_ops())
         assert onednn.why_not(dtype) in why
+        if ops is cpu_ops():
+            attention = onednn_attention.why_not(dtype)
+            assert (f"PyTorch's attention: {attention}" if attention else "oneDNN attention") in why
+    monkeypatch.setattr(onednn_attention, "_trial", lambda dtype: "for this test")
+    if not onednn.why_not(torch.float32):
+        ops, why = choose_ops(torch.device("cpu"))
+        assert ops is cpu_ops()
+        assert "PyTorch's attention: for this test" in why
     ops, why = choose_ops(torch.device("cpu"), cpu="plain")
     assert ops is torch_ops()
     assert "plain" in why

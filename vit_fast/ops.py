@@ -134,9 +134,12 @@ def _attention(
     scale: float,
     mask: Tensor | None = None,
     rope: Tensor | None = None,
+    unmasked: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None,
 ) -> Tensor:
     if rope is not None:
         q, k = rotate(q, rope, k.shape[1]), rotate(k, rope, k.shape[1])
+    if mask is None and unmasked is not None:
+        return unmasked(q, k, v, scale)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, N, Dh]
     mask = None if mask is None else mask[:, None, None]  # [B, 1, 1, N]
     o = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
@@ -157,13 +160,15 @@ _TRITON: dict[bool, Ops] = {}
 
 
 def cpu_ops() -> Ops:
-    """torch_ops() with oneDNN's linear layers: CPU tensors in fp32 and bf16. See choose_ops for where it pays."""
+    """torch_ops() with oneDNN's linear layers and attention: CPU tensors in fp32 and bf16. See choose_ops for where."""
     if _CPU:
         return _CPU[0]
     from vit_fast.onednn import onednn_linear, pack
+    from vit_fast.onednn_attention import onednn_attention
 
     patch_embed = functools.partial(_patch_embed, linear=onednn_linear)
-    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, _attention, False, pack=pack)
+    attention = functools.partial(_attention, unmasked=onednn_attention)
+    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, attention, False, pack=pack)
     _CPU.append(ops)
     return ops
 
@@ -206,8 +211,13 @@ def choose_ops(
     if device.type == "cpu":
         if cpu == "plain":
             return torch_ops(), "plain PyTorch was asked for, cpu='plain'"
-        why = _why_not_onednn(dtype)
-        return (torch_ops(), why) if why else (cpu_ops(), "oneDNN linear layers on packed weights")
+        linear, attention = _why_not_onednn(dtype)
+        if linear:
+            return torch_ops(), linear
+        linear = "oneDNN linear layers on packed weights"
+        if attention:
+            return cpu_ops(), f"{linear}, PyTorch's attention: {attention}"
+        return cpu_ops(), f"{linear}, oneDNN attention"
     runs, why = _runs_triton(device)
     if runs and (refusal := not_for_kernels(dtype, head_dim)):
         runs, why = False, refusal
@@ -227,10 +237,11 @@ def not_for_kernels(dtype: torch.dtype, head_dim: int) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _why_not_onednn(dtype: torch.dtype) -> str:
-    from vit_fast.onednn import why_not
+def _why_not_onednn(dtype: torch.dtype) -> tuple[str, str]:
+    """Of the linear layers, and of attention."""
+    from vit_fast import onednn, onednn_attention
 
-    return why_not(dtype)
+    return onednn.why_not(dtype), onednn_attention.why_not(dtype)
 
 
 @torch.compiler.assume_constant_result
