@@ -91,7 +91,10 @@ def seconds_of(text: str) -> float:
 def place(suite: str, device: str, record: bool) -> Path:
     """Where a results file goes. git does not look into .benchmarks."""
     folder = ROOT / "benchmarks/results" if record else Path(".benchmarks")
-    return folder / slug(str(machine(device)["device"])) / f"{suite}.json"
+    card = machine(device)
+    # processors of one name are not alike
+    words = (card["device"], card["processor"]) if card["processor"] else (card["device"],)
+    return folder / slug(" ".join(map(str, words))) / f"{suite}.json"
 
 
 def begun(suite: str, arguments: str, device: str, method: Method, dtypes: set[str]) -> Results:
