@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import vit_fast
 from vit_fast.accuracy import distances
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,13 +54,41 @@ class Task:
             for x in self.inputs
         )
 
-    def reference(self, images: int = 32) -> Tensor:
+    def reference(self, images: int = 8) -> Tensor:
         """In float64, so many images at a time. SDPA: transformers' eager softmax is fp32 whatever the dtype."""
         module, inputs = self.in_dtype(torch.float64), self.inputs_in(torch.float64)
         if not self.by_image:
             return module(*inputs)
         parts = zip(*(x.split(images) for x in inputs), strict=True)
         return torch.cat([module(*part) for part in parts])
+
+
+@contextlib.contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Models are made and loaded outside inference mode, and called in it, here too.
+
+    A tensor made in inference mode has no version: there checks of whether a weight has changed cost less.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def accelerated(twin: nn.Module) -> Program:
+    """The drop-in of twin.hf, on its fast path; RuntimeError, at the first call, says why it is not."""
+    vit_fast.accelerate(twin.hf)
+    checked: list[bool] = []
+
+    def call(*inputs: Any) -> Tensor:
+        y = twin(*inputs)
+        # once is enough: what decides is the same at every call
+        if not checked:
+            for encoder in vit_fast.explain(twin.hf):
+                if not encoder.fast:
+                    raise RuntimeError(f"not on the fast path: {encoder.reason}")
+            checked.append(True)
+        return y
+
+    return Program(call)
 
 
 def judge(y: Tensor, ref: Tensor, baseline: Tensor) -> tuple[dict[str, float] | None, str]:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import vit_fast
 from vit_fast import ViT
 from vit_fast.layers import first
 from vit_fast.ops import Ops, choose_ops, torch_ops
 
 from . import photographs, subjects
 from .registry import Case
-from .task import DTYPES, Program, Task
+from .task import DTYPES, Program, Task, accelerated
 
 
 class Reader(nn.Module):
@@ -55,25 +54,6 @@ def with_sdpa(module: nn.Module) -> nn.Module:
 
 def table(device: torch.device, dtype: torch.dtype, head_dim: int) -> Ops:
     return choose_ops(device, dtype, head_dim)[0]
-
-
-def accelerated(module: Reader) -> Program:
-    """The drop-in, on its fast path; RuntimeError says why it is not."""
-    twin = with_sdpa(module)
-    vit_fast.accelerate(twin.hf)
-
-    def call(*inputs: Tensor) -> Tensor:
-        y = twin(*inputs)
-        # once is enough: what decides is the same at every call
-        if not checked:
-            for encoder in vit_fast.explain(twin.hf):
-                if not encoder.fast:
-                    raise RuntimeError(f"not on the fast path: {encoder.reason}")
-            checked.append(True)
-        return y
-
-    checked: list[bool] = []
-    return Program(call)
 
 
 def bare(module: Reader, what: str, ops: Ops | None = None) -> Program:
@@ -119,7 +99,7 @@ def model(case: Case, device: torch.device) -> Task:
     module = Reader(hf, subjects.FIELDS[case.what], tuple(given))
     inputs = tuple(x.to(device, dtype if x.is_floating_point() else None) for x in given.values())
     ours: dict[str, Callable[[], Program]] = {
-        "vit-fast": partial(accelerated, module),
+        "vit-fast": lambda: accelerated(with_sdpa(module)),
         "vit-fast ViT": partial(bare, module, case.what),
     }
     if case.layer == "ablation":

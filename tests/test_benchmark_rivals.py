@@ -5,11 +5,12 @@ import builtins
 import pytest
 import torch
 
-from benchmarks.measured import prepare
+from benchmarks.prepared import prepare
 from benchmarks.registry import Case
 from benchmarks.rivals import RIVALS
+from benchmarks.rivals.compiled import behind_compile
 from benchmarks.rivals.eager import sdpa
-from benchmarks.task import Unavailable
+from benchmarks.task import Unavailable, ordinary_tensors
 from benchmarks.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -50,6 +51,23 @@ def test_torch_compile(name):
 
     assert answer(name, task(layer="block", what="block"))["status"] == "ok"
     assert not inductor.freezing and not inductor.max_autotune
+
+
+def test_what_was_compiled_and_frozen_is_what_is_timed():
+    """Not compiled anew, and not frozen, because another one was compiled since, or in another mode than is timed."""
+    of = task(layer="block", what="block")
+    with torch.inference_mode():
+        with ordinary_tensors():
+            programs = [
+                RIVALS["torch.compile"].build(of),
+                RIVALS["torch.compile max-autotune"].build(of),
+                # timm's tokens are a method of its model
+                behind_compile(of.sdpa().forward, of),
+            ]
+        expected = of.module(*of.inputs)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for program in programs:
+                torch.testing.assert_close(program.call(*of.inputs), expected)
 
 
 @pytest.mark.parametrize("backend", ["efficient", "cuDNN"])

@@ -7,6 +7,7 @@ request, as its documentation has it for many images.
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,10 +69,11 @@ def openvino_streams(task: Task) -> Program:
     from openvino import AsyncInferQueue
 
     queue = AsyncInferQueue(model, streams)
-    parts: dict[int, Tensor] = {}
+    parts: dict[int, np.ndarray] = {}
 
     def keep(request: Any, i: int) -> None:
-        parts[i] = torch.from_numpy(request.get_output_tensor(0).data).to(task.dtype, copy=True)
+        # by NumPy: PyTorch would start threads of its own beside the streams
+        parts[i] = request.get_output_tensor(0).data.copy()
 
     queue.set_callback(keep)
 
@@ -80,6 +82,7 @@ def openvino_streams(task: Task) -> Program:
         for i in range(len(arrays[0])):
             queue.start_async([a[i : i + 1] for a in arrays], i, share_inputs=True)
         queue.wait_all()
-        return torch.cat([parts.pop(i) for i in range(len(arrays[0]))])
+        y = np.concatenate([parts.pop(i) for i in range(len(arrays[0]))])
+        return torch.from_numpy(y).to(task.dtype)
 
     return Program(call)

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from vit_fast import ViT
 
 from ..task import Program, Task, Unavailable
+from .compiled import behind_compile
 
 # class of transformers -> what timm's VisionTransformer is given beside the sizes
 CLASSES = {"ViTModel": {}, "ViTForImageClassification": {}}
@@ -43,4 +44,4 @@ def timm_compiled(task: Task) -> Program:
     model.load_state_dict(weights)
     model = model.to(task.device, task.dtype).eval()
     answer = model if s.num_labels else model.forward_features
-    return Program(torch.compile(answer, dynamic=False))
+    return behind_compile(answer, task)
