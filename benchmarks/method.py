@@ -19,13 +19,18 @@ SAMPLE_MS = 4.0
 # shorter programs are called once, untimed, behind the pause: their processors have gone to sleep
 SHORT_MS = 50.0
 MOST_ROUNDS = 500
+# a pause of which this process is busy for a greater share is followed by another one: ONNX Runtime's threads spin for
+# 30 ms behind a call, and would take a processor from the program that comes next
+IDLE, MOST_PAUSES = 0.1, 10
+# on a GPU, of work that runs ahead of a single operation while the host launches it
+HIDDEN_MS = 1.0
 # of the seconds of a case; a whole model's is 1
 SHARE = {"operation": 0.1, "block": 0.3, "end to end": 0.5}
 
 
 @dataclass(frozen=True)
 class Method:
-    """seconds: of timing a case, at least least_rounds. pause_ms: after each program, for its threads to go to sleep.
+    """seconds: of timing a case, at least least_rounds. pause_ms: after each program, until its threads sleep.
 
     Bounds beyond which a case is called disturbed: spread, the width of the middle half of a program's samples over
     their median; drift, by which the baseline's median at the end differs from before; share of the processors that
@@ -52,7 +57,11 @@ class Method:
             )
         turns = "in turn, round by round, in an order that moves on by one each round"
         order = f"programs run {turns if by_turns else self.order}, "
-        pause = f"{self.pause_ms:g} ms apart, " if self.pause_ms else ""
+        pause = (
+            f"{self.pause_ms:g} ms apart or more, until this process is idle, "
+            if self.pause_ms
+            else ""
+        )
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
             f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least "
@@ -123,9 +132,16 @@ def _on_cuda(
         program.call(*inputs)
 
     if layer == "operation":
-        # what runs ahead hides the launch; it is also what leaves the cache cold or warm
+        # what runs ahead hides the launches; it is also what leaves the cache cold or warm
         flush = flusher(device)
-        ahead = flush if cache == "cold" else (lambda: [call() for _ in range(4)])
+        flushes = math.ceil(HIDDEN_MS * 1e3 / elapsed_us(flush, flush))
+        calls = 2 if cache == "warm" else 0
+
+        def ahead() -> None:
+            for _ in range(flushes):
+                flush()
+            for _ in range(calls):
+                call()
 
         def launch() -> tuple[float, float]:
             with program.held():
@@ -144,6 +160,8 @@ def _on_cuda(
 
     def sample() -> tuple[float, float]:
         with program.held():
+            if estimate < SHORT_MS:
+                call()
             torch.cuda.synchronize()
             begin = time.perf_counter()
             call()
@@ -154,10 +172,25 @@ def _on_cuda(
     return sample
 
 
+def rest(pause_ms: float) -> None:
+    """Pauses of so many ms, until this process is idle for one of them."""
+    for _ in range(MOST_PAUSES if pause_ms else 0):
+        busy = time.process_time()
+        time.sleep(pause_ms / 1e3)
+        if time.process_time() - busy <= IDLE * pause_ms / 1e3:
+            return
+
+
 def in_turn(
-    samplers: Mapping[str, Sampler], method: Method, layer: str = "model"
+    samplers: Mapping[str, Sampler],
+    method: Method,
+    layer: str = "model",
+    lost: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Samples of each program, of single calls and of calls not waited for, in the order in which they came."""
+    """Samples of each program, of single calls and of calls not waited for, in the order in which they came.
+
+    lost: is told of a program that fails, which is left out from there on; None: its error is raised.
+    """
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in samplers}
     seconds = method.seconds * SHARE.get(layer, 1.0)
     names, begin, rounds = list(samplers), time.perf_counter(), 0
@@ -166,8 +199,17 @@ def in_turn(
         or (time.perf_counter() - begin < seconds and rounds < MOST_ROUNDS)
     ):
         for name in (*names[rounds % len(names) :], *names[: rounds % len(names)]):
-            time.sleep(method.pause_ms / 1e3)
-            for samples, ms in zip(found[name], samplers[name](), strict=True):
+            rest(method.pause_ms)
+            try:
+                sample = samplers[name]()
+            except Exception as error:
+                if lost is None:
+                    raise
+                lost(name, error)
+                names.remove(name)
+                del found[name]
+                continue
+            for samples, ms in zip(found[name], sample, strict=True):
                 samples.append(ms)
         rounds += 1
     return found

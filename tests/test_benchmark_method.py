@@ -47,6 +47,59 @@ def test_the_programs_pause(monkeypatch):
     assert pauses == [0.02] * 4
 
 
+@pytest.mark.parametrize("busy, slept", [(0.0, 0.02), (0.03, 0.06), (60.0, 0.2)])
+def test_a_pause_lasts_until_the_threads_of_a_program_sleep(monkeypatch, busy, slept):
+    """ONNX Runtime's spin for 30 ms behind a call: they would take a processor from the program that comes next."""
+    now, used = [0.0], [0.0]
+
+    def sleep(seconds: float) -> None:
+        used[0] += min(seconds, max(0.0, busy - now[0]))
+        now[0] += seconds
+
+    monkeypatch.setattr(method.time, "sleep", sleep)
+    monkeypatch.setattr(method.time, "process_time", lambda: used[0])
+    method.rest(20.0)
+    assert now[0] == pytest.approx(slept)
+
+
+def test_a_program_that_fails_meanwhile_is_left_out():
+    calls, lost = [], []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return 1.0, 1.0
+
+    samplers = {"a": lambda: (1.0, 1.0), "b": failing, "c": lambda: (2.0, 2.0)}
+    found = in_turn(samplers, FEW, lost=lambda name, error: lost.append((name, str(error))))
+    assert lost == [("b", "no memory")] and len(calls) == 3
+    assert set(found) == {"a", "c"} and len(found["a"][0]) == len(found["c"][0]) == 6
+    calls.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        in_turn(samplers, FEW)
+
+
+@pytest.mark.parametrize("cache, calls", [("cold", 0), ("warm", 2)])
+def test_work_ahead_of_an_operation_hides_its_launch_on_a_gpu(monkeypatch, cache, calls):
+    """20 flushes of 50 us are the millisecond that is wanted; then what leaves the cache warm, then what is timed."""
+    at = []
+
+    def elapsed_us(call, ahead) -> float:
+        at.clear()
+        ahead()
+        at.append("timed")
+        call()
+        return 50.0
+
+    monkeypatch.setattr(method, "elapsed_us", elapsed_us)
+    monkeypatch.setattr(method, "flusher", lambda device: lambda: at.append("flush"))
+    program = Program(lambda: at.append("call"))
+    sample = sampler(program, (), torch.device("cuda"), "operation", cache)
+    assert sample() == (0.05, 0.05)
+    assert at == ["flush"] * 20 + ["call"] * calls + ["timed", "call"]
+
+
 def test_statistics_are_those_of_the_samples():
     samples = [float(i) for i in range(101)][::-1]
     found = statistics(samples, [2.0, 4.0, 6.0], batch=8)
