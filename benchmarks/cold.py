@@ -10,8 +10,9 @@ import torch
 
 from . import cold_start, subjects
 from .host import clocks
-from .measured import compare, described, disturbed, empty_row, in_words
+from .measured import compare, described, disturbed
 from .method import Method, statistics
+from .prepared import empty_row, in_words
 from .registry import Case
 from .results import Case as Found
 from .results import Row

@@ -119,15 +119,22 @@ class PeakMemory:
 
 def resident() -> int | None:
     """Bytes that this process holds, what malloc keeps for later given back; None where the system does not tell."""
+    if not Path("/proc/self/status").exists():
+        return None
     gc.collect()
     with contextlib.suppress(AttributeError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS") if Path("/proc/self/status").exists() else None
+    return _status("VmRSS")
 
 
 def held(device: torch.device) -> int | None:
-    """Bytes in use on the device: of tensors on a GPU, of this process on a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
+    """Bytes in use on the device: on a GPU of tensors and of the pools of CUDA graphs, on a CPU of this process."""
+    if device.type != "cuda":
+        return resident()
+    gc.collect()
+    # what is left behind it, no other tensor gets; a graph's pool counts as reserved, not as allocated
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
 
 
 def _status(name: str) -> int:

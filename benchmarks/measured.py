@@ -1,139 +1,27 @@
-"""A case measured: each program made, held against float64, timed in turn with the others. See results.py."""
+"""A case measured: each program made ready (prepared.py), then timed in turn with the others. See results.py."""
 
-import contextlib
 import gc
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from .host import MIB, Busy, PeakMemory, clocks, held
+from .host import Busy, clocks
 from .measure import quantile
-from .method import Method, in_turn, sampler, statistics
+from .method import Method, Sampler, in_turn, rest, sampler, statistics
+from .prepared import Prepared, against, empty_row, fail, in_words
 from .registry import Case
-from .results import NUMBERS, Row, timed
 from .results import Case as Found
-from .rivals import rival_of
-from .task import Program, Task, Unavailable, judge
+from .results import timed
+from .task import Task, Unavailable, ordinary_tensors
 from .tasks import TASKS, steps_of
-
-WARM_UP = 2  # calls behind the first
-
-
-@dataclass
-class Prepared:
-    """program: None where the row says why it is not timed."""
-
-    row: Row
-    program: Program | None = None
-    result: Tensor | None = None
 
 
 def programs_of(case: Case, device: torch.device) -> tuple[str, ...]:
     if case.layer != "ablation":
         return case.programs
     return case.programs + tuple(name for name, _ in steps_of(case, device))
-
-
-def empty_row(program: str) -> Row:
-    return {
-        "program": program,
-        "ours": rival_of(program).ours,
-        "status": "ok",
-        "why": "",
-        "accuracy": None,
-        "samples_ms": [],
-        "parts": None,
-        **dict.fromkeys(NUMBERS),
-    }
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -> Prepared:
-    """Makes a program, calls it, judges what it gives and counts what it takes. baseline None: it is this one."""
-    row, rival = empty_row(name), rival_of(name)
-    found = Prepared(row)
-    before = held(task.device)
-    try:
-        begin = time.perf_counter()
-        with quiet():
-            program = rival.build(task)
-        row["build_s"] = round(time.perf_counter() - begin, 3)
-        with program.held():
-            begin = time.perf_counter()
-            program.call(*task.inputs)
-            wait(task.device)
-            row["first_s"] = round(time.perf_counter() - begin, 3)
-            for _ in range(WARM_UP):
-                result = program.call(*task.inputs)
-            # it may lie in memory that the next call writes to
-            result = result.clone()
-            with PeakMemory(task.device) as peak:
-                program.call(*task.inputs)
-                wait(task.device)
-            row["peak_mib"] = peak.mib
-            if before is not None:
-                row["held_mib"] = round((held(task.device) - before) / MIB, 1)
-            row["launches"] = launches(program, task) if rival.operators else None
-    except Unavailable as reason:
-        row.update(status="skipped", why=str(reason))
-        return found
-    except torch.AcceleratorError:
-        raise  # the device is in no state to go on
-    except Exception as error:
-        # a rival's own failure is a result; one of ours is a failure of the run
-        row.update(status="failed", why=in_words(error))
-        return found
-    accuracy, wrong = judge(result, reference, result if baseline is None else baseline)
-    row["accuracy"] = accuracy
-    if wrong:
-        row.update(status="wrong" if rival.ours else "inaccurate", why=wrong)
-    found.result = result
-    # numbers that are no numbers are not worth a time
-    found.program = program if accuracy is not None and row["status"] != "wrong" else None
-    if accuracy is None and not rival.ours:
-        row["status"] = "failed"
-    return found
-
-
-def in_words(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first}"[:300]
-
-
-def launches(program: Program, task: Task) -> int:
-    """Kernels on a GPU; on a CPU the operators of PyTorch that call no other."""
-    on_gpu = task.device.type == "cuda"
-    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with quiet(), profile(activities=activities) as profiler:
-        program.call(*task.inputs)
-        wait(task.device)
-    if on_gpu:
-        events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        return sum(not e.name.startswith(("Memcpy", "Memset")) for e in events)
-    return sum(not e.cpu_children for e in profiler.events())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Standard error of libraries goes nowhere: autotuning prints tables, the profiler when it starts and stops."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def measure(
@@ -148,11 +36,14 @@ def measure(
     names = programs_of(case, device)
     with torch.inference_mode():
         try:
-            task = TASKS[case.layer](case, device)
-        except Unavailable as reason:
-            found["rows"] = [empty_row(n) | {"status": "skipped", "why": str(reason)} for n in names]  # fmt: skip
+            with ordinary_tensors():
+                task = TASKS[case.layer](case, device)
+            prepared = prepared_programs(names, task, say)
+        except (Unavailable, torch.OutOfMemoryError) as reason:
+            # a program that finds no memory has failed: this is the task, or its reference
+            why = str(reason) if isinstance(reason, Unavailable) else in_words(reason)
+            found["rows"] = [empty_row(n) | {"status": "skipped", "why": why} for n in names]
             return found
-        prepared = prepared_programs(names, task, say)
         found["rows"] = [p.row for p in prepared]
         time_them(found, case, prepared, task, method)
     compare(found, peaks)
@@ -174,17 +65,6 @@ def prepared_programs(
         say(name)
         found.append(against(found[0] if found else None, name, task, reference))
     return found
-
-
-def against(baseline: Prepared | None, name: str, task: Task, reference: Tensor) -> Prepared:
-    """A program beside the baseline; None: it is the baseline."""
-    if baseline is None:
-        return prepare(name, task, reference, None)
-    if baseline.result is None:
-        row = baseline.row
-        why = f"the baseline, {row['program']}, gave nothing to hold this against: {row['why']}"
-        return Prepared(empty_row(name) | {"status": "skipped", "why": why})
-    return prepare(name, task, reference, baseline.result)
 
 
 def described(case: Case, device: torch.device) -> Found:
@@ -215,17 +95,26 @@ def time_them(
 ) -> None:
     """Fills the timed fields of the rows; drift, disturbed and clocks of the case."""
     ready = {p.row["program"]: p for p in prepared if p.program is not None}
-    samplers = {
-        name: sampler(p.program, task.inputs, task.device, case.layer, case.cache)
-        for name, p in ready.items()
-    }
+
+    def lost(name: str, error: Exception) -> None:
+        fail(ready[name].row, error, task.device)
+
+    samplers: dict[str, Sampler] = {}
+    for name, p in ready.items():
+        try:
+            samplers[name] = sampler(p.program, task.inputs, task.device, case.layer, case.cache)
+        except Exception as error:
+            lost(name, error)
     before, begin = Busy.now(), time.perf_counter()
-    times = in_turn(samplers, method, case.layer)
+    times = in_turn(samplers, method, case.layer, lost)
     share = Busy.now().foreign(before, time.perf_counter() - begin) if before else 0.0
     for name, (samples, bursts) in times.items():
         ready[name].row.update(statistics(samples, bursts, case.batch))
-    if case.baseline in samplers:
-        again = [samplers[case.baseline]()[0] for _ in range(max(3, method.least_rounds // 2))]
+    if case.baseline in times:
+        again = []
+        for _ in range(max(3, method.least_rounds // 2)):
+            rest(method.pause_ms)
+            again.append(samplers[case.baseline]()[0])
         found["drift"] = quantile(again, 0.5) / ready[case.baseline].row["p50_ms"] - 1
     found["clocks"]["after"] = clocks(task.device)
     found["disturbed"] = disturbed(found, share, method)

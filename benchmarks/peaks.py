@@ -25,10 +25,17 @@ def peaks(device: torch.device, dtypes: set[str]) -> dict[str, object]:
         }
         for dtype in sorted(dtypes)
     }
-    x = torch.ones(COPIED[device.type] // 4, device=device)
+    x = torch.ones(copied(device) // 4, device=device)
     y = torch.zeros_like(x)
     found["copy_gbps"] = 2 * x.nbytes / least_ms(lambda: y.copy_(x), device) / 1e6
     return found
+
+
+def copied(device: torch.device) -> int:
+    """Bytes of a copy, of which there are two: on a GPU half of what is free at most."""
+    if device.type != "cuda":
+        return COPIED[device.type]
+    return min(COPIED["cuda"], torch.cuda.mem_get_info(device)[0] // 4)
 
 
 def products(device: torch.device, dtype: torch.dtype) -> float:

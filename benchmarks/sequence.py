@@ -16,22 +16,13 @@ import torch
 from . import cold, cold_start
 from .host import Busy, clocks
 from .measure import quantile
-from .measured import (
-    Prepared,
-    against,
-    compare,
-    described,
-    disturbed,
-    empty_row,
-    in_words,
-    programs_of,
-    wait,
-)
+from .measured import compare, described, disturbed, programs_of
 from .method import MOST_ROUNDS, SAMPLE_MS, SHARE, Method, flusher, statistics
+from .prepared import Prepared, against, empty_row, in_words, wait
 from .registry import Case
 from .results import TIMED, Results, Row, timed, write
 from .run import begun
-from .task import Task, Unavailable
+from .task import Task, Unavailable, ordinary_tensors
 from .tasks import TASKS
 
 
@@ -53,7 +44,8 @@ class Opened:
         self.task: Task | None = None
         self.missing = ""
         try:
-            self.task = TASKS[case.layer](case, device)
+            with ordinary_tensors():
+                self.task = TASKS[case.layer](case, device)
         except Unavailable as reason:
             self.missing = str(reason)
             return
@@ -91,12 +83,21 @@ class Opened:
 
         return until_there
 
+    def flushed(self, flush: Callable[[], object]) -> Callable[[], None]:
+        """pedantic takes what its setup returns as arguments: nothing. A GPU has done it when the time begins."""
+
+        def setup() -> None:
+            flush()
+            wait(self.device)
+
+        return setup
+
     def options(self, call: Callable[[], None], method: Method) -> dict[str, Any]:
         """What pedantic is told: as many rounds as fit into this program's share of the seconds."""
         call()
         ms = milliseconds(call)
         if self.case.cache == "cold":
-            iterations, more = 1, {"setup": flusher(self.device)}
+            iterations, more = 1, {"setup": self.flushed(flusher(self.device))}
         else:
             iterations, more = max(1, math.ceil(SAMPLE_MS / ms)), {}
         seconds = method.seconds * SHARE.get(self.case.layer, 1.0)

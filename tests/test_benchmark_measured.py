@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import prepared as preparing
 from benchmarks import tasks
-from benchmarks.measured import measure, prepare
+from benchmarks.measured import measure
 from benchmarks.method import Method
+from benchmarks.prepared import prepare
 from benchmarks.registry import Case, cases
 from benchmarks.results import NUMBERS
 from benchmarks.rivals import RIVALS
@@ -120,6 +122,85 @@ def test_a_rival_that_raises_is_a_row_with_the_reason(prepared):
     assert found.row["status"] == "failed" and found.row["why"] == "RuntimeError: no such kernel"
 
 
+def test_an_answer_that_was_kept_is_none(prepared):
+    kept = []
+    found = prepared(lambda y: kept[0] if kept else kept.append(y.clone()) or y)
+    assert found.row["status"] == "failed" and "same answer for other inputs" in found.row["why"]
+    assert found.program is None
+
+
+def test_inputs_are_as_they_were(prepared):
+    seen = []
+    found = prepared(lambda y: seen.append(y.clone()) or y)
+    assert found.row["status"] == "ok"
+    assert sum(not y.equal(seen[0]) for y in seen) == 1 and seen[-1].equal(seen[0])
+
+
+def test_a_device_that_is_lost_ends_the_run_and_names_the_program(prepared, monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(preparing, "wait", lost)
+    with pytest.raises(RuntimeError, match="OpenVINO: .*illegal.*: the device does not answer"):
+        prepared(lambda y: y)
+
+
+def test_a_rival_that_fails_when_it_is_timed_is_a_row_with_the_reason(linear, monkeypatch):
+    linear["factor"], calls = 1.0, []
+
+    def build(task: Task) -> Program:
+        def call(x):
+            calls.append(1)
+            if len(calls) > 8:
+                raise torch.OutOfMemoryError("no memory is left")
+            return task.module(x)
+
+        return Program(call)
+
+    monkeypatch.setitem(RIVALS, "OpenVINO", replace(RIVALS["OpenVINO"], build=build))
+    case = replace(CASE, programs=("transformers, eager", "OpenVINO", "vit-fast"))
+    first, rival, ours = measure(case, CPU, FEW, PEAKS)["rows"]
+    assert first["status"] == ours["status"] == "ok" and ours["speed_up"] > 0
+    assert rival["status"] == "failed" and "no memory is left" in rival["why"]
+    assert rival["p50_ms"] is None and rival["accuracy"] is not None
+
+
+def test_a_task_without_memory_is_a_case_without_times(monkeypatch):
+    def task(case: Case, device: torch.device) -> Task:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setitem(tasks.TASKS, "block", task)
+    found = measure(CASE, CPU, FEW, PEAKS)
+    assert [r["status"] for r in found["rows"]] == ["skipped", "skipped"]
+    assert found["rows"][0]["why"] == "OutOfMemoryError: no memory is left"
+
+
+def test_models_are_made_outside_inference_mode_and_called_in_it(linear, monkeypatch):
+    linear["factor"], modes = 1.0, []
+    made = tasks.TASKS["block"]
+
+    def task(case: Case, device: torch.device) -> Task:
+        modes.append(("task", torch.is_inference_mode_enabled()))
+        return made(case, device)
+
+    def build(task: Task) -> Program:
+        modes.append(("build", torch.is_inference_mode_enabled()))
+        twin = copy.deepcopy(task.module)
+        assert not any(p.is_inference() for p in twin.parameters())
+
+        def call(x):
+            modes.append(("call", torch.is_inference_mode_enabled()))
+            return twin(x)
+
+        return Program(call)
+
+    monkeypatch.setitem(tasks.TASKS, "block", task)
+    monkeypatch.setitem(RIVALS, "OpenVINO", replace(RIVALS["OpenVINO"], build=build))
+    case = replace(CASE, programs=("transformers, eager", "OpenVINO"))
+    assert [r["status"] for r in measure(case, CPU, FEW, PEAKS)["rows"]] == ["ok", "ok"]
+    assert set(modes) == {("task", False), ("build", False), ("call", True)}
+
+
 def test_without_a_baseline_nothing_is_judged(linear, monkeypatch):
     linear["factor"] = 1.0
 
@@ -140,6 +221,18 @@ def test_the_drop_in_is_on_its_fast_path_or_it_fails():
         task.ours["vit-fast"]().call(*task.inputs)
         # transformers' own forward would be timed under our name
         task.module.hf.layers[0].mlp.register_forward_hook(lambda *args: None)
+        with pytest.raises(RuntimeError, match="not on the fast path: .*hook"):
+            task.ours["vit-fast"]().call(*task.inputs)
+
+
+def test_the_drop_in_is_on_its_fast_path_end_to_end_too():
+    pytest.importorskip("skimage")
+    programs = ("transformers, eager", "vit-fast")
+    case = Case("end to end", "toy", "uint8 to logits", "fp32", 1, programs)
+    with torch.inference_mode():
+        task = tasks.TASKS["end to end"](case, CPU)
+        task.ours["vit-fast"]().call(*task.inputs)
+        task.module.hf.vit.layers[0].mlp.register_forward_hook(lambda *args: None)
         with pytest.raises(RuntimeError, match="not on the fast path: .*hook"):
             task.ours["vit-fast"]().call(*task.inputs)
 

@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.measured import empty_row
+from benchmarks.method import Method
+from benchmarks.prepared import empty_row
+from benchmarks.registry import Case
 from benchmarks.results import LAYERS, TIMED, Results, read
+from benchmarks.sequence import Opened
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("pytest_benchmark")
@@ -103,6 +107,15 @@ def test_what_is_wrong_is_said_with_and_without_timing(tmp_path, how):
         "vit-fast": ("ok", True),
         "vit-fast ViT": ("wrong", False),
     }
+
+
+def test_a_cold_cache_under_pytest_benchmark(benchmark):
+    """Cases of a GPU have one: what flushes it must not give pedantic arguments."""
+    case = Case("operation", "toy", "qkv", "fp32", 1, ("PyTorch", "vit-fast"), "cold")
+    few = Method(seconds=0.0, least_rounds=2, pause_ms=0.0)
+    with torch.inference_mode():
+        row = Opened(case, torch.device("cpu")).measure("vit-fast", benchmark, few)
+    assert row["status"] == "ok"
 
 
 def test_runs_only_when_it_is_named():
