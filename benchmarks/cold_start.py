@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+LONGEST_S = 900.0
+
 
 def start(
     program: str, folder: str, cls: str, dtype: str, device: str, batch: int, side: int
@@ -44,7 +46,7 @@ def start(
 
 
 def once(program: str, **of: str | int) -> tuple[float, dict[str, float]]:
-    """(milliseconds of the whole process, its parts). RuntimeError with its last words where it fails.
+    """(milliseconds of the whole process, its parts). RuntimeError with its last words where it fails or hangs.
 
     The new process imports the vit_fast of this one, installed or not.
     """
@@ -56,7 +58,10 @@ def once(program: str, **of: str | int) -> tuple[float, dict[str, float]]:
     words = [sys.executable, __file__, program, *given]
     begin = time.perf_counter()
     env = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"no answer within {LONGEST_S:g} s") from None
     ms = (time.perf_counter() - begin) * 1e3
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

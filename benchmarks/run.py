@@ -1,7 +1,9 @@
 """python -m benchmarks run: a suite, measured, saved after each case, and reported."""
 
 import argparse
+import faulthandler
 import importlib.metadata
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,11 +22,14 @@ from .results import FORMAT, Results, ranked, slug, timed, write
 
 # seconds of timing a case
 SECONDS = {"quick": 4.0, "families": 6.0, "toy": 0.0}
+STOPPED = 130  # of a program that the keyboard has ended
 PACKAGES = ("triton", "onnxruntime", "openvino", "timm", "onnx", "onnxscript")
 
 
 def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
-    """Exit status: 0; 1 where a program of ours is wrong or failed; 2 where the call is wrong. Never of a time."""
+    """Exit status: 0; 1 where a program of ours is wrong or failed, never of a time; 2 where the call is wrong; 130
+    where it was stopped.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,14 +76,36 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
         return 0
     seconds = SECONDS.get(args.suite, 10.0) if args.seconds is None else args.seconds
     path = args.out or place(args.suite, device, args.record)
+    if why := unwritable(path):
+        print(why, file=sys.stderr)
+        return 2
+    if not faulthandler.is_enabled():
+        # to a copy: while a rival is built, standard error goes nowhere, and some crash there
+        faulthandler.enable(os.fdopen(os.dup(2), "w"), all_threads=False)
     started = begun(
         args.suite, " ".join(argv), device, Method(seconds=seconds), {c.dtype for c in chosen}
     )
     results = run(chosen, torch.device(device), Method(seconds=seconds), path, started)
-    from .report import show
+    if results["cases"]:
+        from .report import show
 
-    show(path, results, pictures=not args.no_pictures)
-    return 1 if failures(results) else 0
+        show(path, results, pictures=not args.no_pictures)
+    if failures(results):
+        return 1
+    return 0 if len(results["cases"]) == len(chosen) else STOPPED
+
+
+def unwritable(path: Path) -> str:
+    """Why there can be no results file at `path`, or "": to be known before anything is measured. Makes its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{path}: there can be no such file: {error}"
+    if path.is_dir():
+        return f"{path} is a folder; say --out FILE"
+    if not os.access(path.parent, os.W_OK):
+        return f"{path}: the folder cannot be written to; say --out FILE"
+    return ""
 
 
 def seconds_of(text: str) -> float:

@@ -79,9 +79,20 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
         return real(*args)
 
     monkeypatch.setattr(measured, "measure", stopped)
-    command(tmp_path, "--only", "operation")
+    assert command(tmp_path, "--only", "operation") == run.STOPPED
     assert len(read(tmp_path / "toy.json")["cases"]) == 1
     assert "stopped; what was measured until here is kept" in capsys.readouterr().out
+    # nothing at all
+    (tmp_path / "toy.json").unlink()
+    assert command(tmp_path, "--only", "operation") == run.STOPPED
+    assert not (tmp_path / "toy.json").exists()
+
+
+def test_where_nothing_can_be_written_is_known_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out, words in ((tmp_path, "is a folder"), (tmp_path / "file/a.json", "no such file")):
+        assert run.main(["--suite", "toy", "--device", "cpu", "--out", str(out)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_list_names_the_cases_and_measures_nothing(tmp_path, capsys):
@@ -128,6 +139,13 @@ def test_a_cold_start_is_a_process(program, tmp_path):
 def test_a_cold_start_that_fails_says_why(tmp_path):
     of = dict(folder=str(tmp_path), cls="ViTModel", dtype="float32", device="cpu", batch=1, side=32)
     with pytest.raises(RuntimeError, match="exit status 1: .*"):
+        cold_start.once("vit-fast", **of)
+
+
+def test_a_cold_start_that_hangs_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(cold_start, "LONGEST_S", 0.01)
+    of = dict(folder=str(tmp_path), cls="ViTModel", dtype="float32", device="cpu", batch=1, side=32)
+    with pytest.raises(RuntimeError, match="no answer within 0.01 s"):
         cold_start.once("vit-fast", **of)
 
 
