@@ -15,6 +15,7 @@ import torch
 import transformers
 
 import vit_fast
+from vit_fast.doctor import nvidia_smi
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +52,8 @@ def machine(device: str) -> dict[str, object]:
         "processor": None if cuda else processor(),
         "threads": None if cuda else torch.get_num_threads(),
         "capability": None if cuda else torch.backends.cpu.get_cpu_capability(),
+        "driver": (nvidia_smi()[1] or None) if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

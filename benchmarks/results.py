@@ -11,11 +11,11 @@ cases     a list of
     name       unique: "ViT-B/16-224 tokens fp32 batch 8"
     layer      operation, block, model, ablation, end to end, cold start
     subject    key of registry.SUBJECTS; title: its words ("ViT-B/16-224")
-    what       of the layer: the output ("tokens", "pooled", "logits"), the operation ("fc1"), the input ("jpeg")
+    what       of the layer: the output ("tokens", "pooled", "logits"), the operation ("fc1"), "jpeg to logits"
     dtype      fp32, fp16, bf16
     batch      images a call
     scenario   "single stream" (one image: judged by p90_ms) or "offline" (judged by images_s), in MLPerf's terms
-    cache      "warm": the same inputs at each call; "cold": inputs rotated through more memory than the caches hold
+    cache      "warm": the same inputs at each call; "cold": more memory than the caches hold is written before each
     count      of an operation: how often a forward pass has it; else None
     flops      of a call; bytes: each operand read once and each result written once; None where nobody counts them
     baseline   the program that speed_up is against
@@ -33,16 +33,20 @@ A row is one program in one case:
     why        of every status but "ok"
     accuracy   {"error", "allowed", "row_error", "row_allowed"}: by vit_fast.accuracy, against float64; None if the
                case has no numbers to hold against it (cold start)
-    build_s    making the program: conversion, export, packing; first_s: its first call, compilation in it
-    p50_ms p90_ms p99_ms least_ms    quantiles of a call and the least of them; samples_ms: all, in order
+    build_s    making the program: conversion, export; first_s: its first call, with what it packs or compiles.
+               torch.compile on a CPU, whose weights are frozen then, compiles in build_s
+    p50_ms p90_ms p99_ms least_ms    quantiles of the samples and the least of them; samples_ms: all, in order. A sample
+               is one call; on a CPU the mean of several, where one takes less than method.SAMPLE_MS
     spread     (75% quantile - 25% quantile) / median
     images_s   batch / p50_ms (on a GPU: of many calls that are not waited for)
     speed_up   the baseline's p50_ms over this one's; None without one
-    tflops     flops / p50_ms; gbps: bytes / p50_ms; mfu: tflops over the measured peak, mfu_nominal: over the nominal
+    tflops     flops of the images in images_s; mfu: that over the measured peak, mfu_nominal: over the nominal;
+               gbps: bytes / p50_ms
     held_mib   memory that the program holds between calls, beside the model it was made of: packed weights, a copy of
-               the model, compiled code, arenas. On a CPU by the resident memory of the process
-    peak_mib   memory during a call beside what was there before it; cold start: of the whole process
-    launches   kernels that a call launches on a GPU, operators of PyTorch that it runs on a CPU; None if unknown
+               the model, compiled code, arenas, pools of CUDA graphs. On a CPU by the resident memory of the process
+    peak_mib   memory during a call beside what was there before it, and so without the pools of CUDA graphs
+    launches   kernels that a call launches on a GPU, without copies; operators of PyTorch that it runs on a CPU; None
+               if unknown
     parts      cold start: {"import": s, "load": s, "first call": s}; else None
 
 Rows that are not timed have None in the place of every number they lack.

@@ -85,13 +85,13 @@ COLUMNS = {
         "held MiB",
         plain("held_mib"),
         "memory that the program holds between calls, beside the model it was made of: packed "
-        "weights, a copy of the model, compiled code",
+        "weights, a copy of the model, compiled code, pools of CUDA graphs",
     ),
     "memory": Column(
         "peak MiB",
         plain("peak_mib"),
-        "peak memory during a call beside what was there before it; of a cold start, of the whole "
-        "process",
+        "peak memory during a call beside what was there before it, and so without the pools of "
+        "CUDA graphs",
     ),
     "launches": Column(
         "launches",
@@ -102,7 +102,7 @@ COLUMNS = {
     "tflops": Column(
         "TFLOP/s",
         plain("tflops"),
-        "floating-point operations of a call / p50",
+        "floating-point operations of the images in images/s",
     ),
     "mfu": Column(
         "MFU",
@@ -143,8 +143,8 @@ TERMS = {
         "a call, judged by images/s"
     ),
     "cache": (
-        "warm: the same inputs at each call; cold: inputs rotated through more memory than the "
-        "caches hold"
+        "warm: the same inputs at each call; cold: more memory than the caches hold is written "
+        "before each call"
     ),
     "drift": (
         "median of the baseline after all rounds over its median before, minus 1: what the "
@@ -175,5 +175,5 @@ LAYERS = {
     "block": "p50 p90 p99 spread speed_up accuracy tflops mfu gbps memory launches",
     "ablation": "p50 p90 spread speed_up accuracy memory launches",
     "end to end": "p50 p90 p99 spread images speed_up accuracy first build held memory",
-    "cold start": "p50 p90 speed_up memory",
+    "cold start": "p50 p90 speed_up",
 }
