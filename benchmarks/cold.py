@@ -1,6 +1,7 @@
 """The cases of cold start, measured: see cold_start.py for what a process does."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from . import cold_start, subjects
-from .host import clocks
+from .host import Busy, clocks
 from .measured import compare, described, disturbed
 from .method import Method, statistics
 from .prepared import empty_row, in_words
@@ -55,6 +56,7 @@ def measure(
     rows = {name: empty_row(name) for name in case.programs}
     found["rows"] = list(rows.values())
     times: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in rows}
+    before, begin = Busy.now(), time.perf_counter()
     with checkpoint(case, device) as of:
         for turn in range(1 + ROUNDS):
             for name, row in rows.items():
@@ -73,6 +75,8 @@ def measure(
             continue
         fill(row, [t for t, _ in times[name]], [p for _, p in times[name]], case.batch)
     found["clocks"]["after"] = clocks(device)
-    found["disturbed"] = disturbed(found, 0.0, method)
+    # a process that has ended counts as this one's
+    share = Busy.now().foreign(before, time.perf_counter() - begin) if before else 0.0
+    found["disturbed"] = disturbed(found, share, method)
     compare(found, peaks)
     return found
