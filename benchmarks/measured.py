@@ -22,7 +22,7 @@ from .rivals import rival_of
 from .task import Program, Task, Unavailable, judge
 from .tasks import TASKS, steps_of
 
-WARM_UP = 2  # calls behind the first
+WARM_UP = 1  # calls behind the first, before the one that is judged
 
 
 @dataclass
@@ -74,12 +74,13 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
             wait(task.device)
             row["first_s"] = round(time.perf_counter() - begin, 3)
             for _ in range(WARM_UP):
+                program.call(*task.inputs)
+            wait(task.device)
+            with PeakMemory(task.device) as peak:
                 result = program.call(*task.inputs)
+                wait(task.device)
             # it may lie in memory that the next call writes to
             result = result.clone()
-            with PeakMemory(task.device) as peak:
-                program.call(*task.inputs)
-                wait(task.device)
             row["peak_mib"] = peak.mib
             if before is not None:
                 row["held_mib"] = round((held(task.device) - before) / MIB, 1)

@@ -16,8 +16,9 @@ from .task import Program
 
 # a sample is at least as long: what one call takes less is called again and divided
 SAMPLE_MS = 4.0
-# shorter programs are called once, untimed, behind the pause: their processors have gone to sleep
+# shorter programs are called for WAKE_MS behind the pause, untimed: their processors have gone to sleep
 SHORT_MS = 50.0
+WAKE_MS = 2.0
 MOST_ROUNDS = 500
 # of the seconds of a case; a whole model's is 1
 SHARE = {"operation": 0.1, "block": 0.3, "end to end": 0.5}
@@ -85,10 +86,11 @@ def sampler(
 
         return cold
     repeats = max(1, math.ceil(SAMPLE_MS / estimate))
+    wake = math.ceil(WAKE_MS / estimate) if estimate < SHORT_MS else 0
 
     def sample() -> tuple[float, float]:
         with program.held():
-            if estimate < SHORT_MS:
+            for _ in range(wake):
                 program.call(*inputs)
             begin = time.perf_counter()
             for _ in range(repeats):
