@@ -16,8 +16,10 @@ from .task import Program
 
 # a sample is at least as long: what one call takes less is called again and divided
 SAMPLE_MS = 4.0
-# shorter programs are called once, untimed, behind the pause: their processors have gone to sleep
-SHORT_MS = 50.0
+# shorter programs are called for WAKE_MS behind the pause, untimed: their processors have gone to sleep. Of longer ones
+# that is too little to matter, so that it favours nobody in a case with programs of both kinds
+SHORT_MS = 200.0
+WAKE_MS = 2.0
 MOST_ROUNDS = 500
 # a pause of which this process is busy for a greater share is followed by another one: ONNX Runtime's threads spin for
 # 30 ms behind a call, and would take a processor from the program that comes next
@@ -94,10 +96,11 @@ def sampler(
 
         return cold
     repeats = max(1, math.ceil(SAMPLE_MS / estimate))
+    wake = math.ceil(WAKE_MS / estimate) if estimate < SHORT_MS else 0
 
     def sample() -> tuple[float, float]:
         with program.held():
-            if estimate < SHORT_MS:
+            for _ in range(wake):
                 program.call(*inputs)
             begin = time.perf_counter()
             for _ in range(repeats):

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .results import NUMBERS, Row
 from .rivals import rival_of
 from .task import Program, Task, Unavailable, judge, ordinary_tensors
 
-WARM_UP = 2  # calls behind the first
+WARM_UP = 1  # calls behind the first, before the one that is judged
 
 
 @dataclass
@@ -62,16 +63,18 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
             row["first_s"] = round(time.perf_counter() - begin, 3)
             for _ in range(WARM_UP):
                 program.call(*task.inputs)
-            with PeakMemory(task.device) as peak:
-                program.call(*task.inputs)
-                wait(task.device)
-            row["peak_mib"] = peak.mib
             if before is not None:
                 row["held_mib"] = round((held(task.device) - before) / MIB, 1)
             # it may lie in memory that the next call writes to
             result = program.call(*task.inputs).clone()
-            if same_for_others(program, task, result):
-                raise RuntimeError("it gives the same answer for other inputs")
+            with negated(task.inputs) as others:
+                with PeakMemory(task.device) as peak:
+                    other = program.call(*task.inputs)
+                    wait(task.device)
+                if others and torch.equal(other, result):
+                    raise RuntimeError("it gives the same answer for other inputs")
+            del other
+            row["peak_mib"] = peak.mib
             row["launches"] = launches(program, task) if rival.operators else None
         accuracy, wrong = judge(result, reference, result if baseline is None else baseline)
     except Unavailable as reason:
@@ -121,15 +124,16 @@ def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def same_for_others(program: Program, task: Task, result: Tensor) -> bool:
-    """Whether it answers the inputs, negated where they lie, as before: one that keeps its answer would be fast."""
-    inputs = [x for x in task.inputs if isinstance(x, Tensor) and x.is_floating_point()]
+@contextlib.contextmanager
+def negated(inputs: tuple[Any, ...]) -> Iterator[bool]:
+    """Tensors of floats among the inputs, where they lie, by which a kept answer shows. Whether there are any."""
+    floats = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
     try:
-        for x in inputs:
+        for x in floats:
             x.neg_()
-        return bool(inputs) and torch.equal(program.call(*task.inputs), result)
+        yield bool(floats)
     finally:
-        for x in inputs:
+        for x in floats:
             x.neg_()
 
 

@@ -124,7 +124,7 @@ def clock(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("ms, calls", [(1.0, 1 + 4), (2.5, 1 + 2), (20.0, 1 + 1), (60.0, 1)])
+@pytest.mark.parametrize("ms, calls", [(1.0, 2 + 4), (2.5, 1 + 2), (60.0, 1 + 1), (250.0, 1)])
 def test_a_short_call_is_timed_several_times_over(clock, ms, calls):
     made = []
 
@@ -134,7 +134,7 @@ def test_a_short_call_is_timed_several_times_over(clock, ms, calls):
     sample = sampler(Program(call), (), CPU, "model", "warm")
     made.clear()
     assert sample() == pytest.approx((ms, ms))
-    # where processors may have gone to sleep, one call is not timed
+    # where processors may have gone to sleep, the first calls are not timed
     assert len(made) == calls
 
 

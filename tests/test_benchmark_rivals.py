@@ -89,7 +89,7 @@ def test_attention_is_held_to_the_backend_in_the_call():
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-@pytest.mark.parametrize("layer, what", [("model", "tokens"), ("model", "logits"), ("block", "block")])  # fmt: skip
+@pytest.mark.parametrize("layer, what", [("model", "logits"), ("block", "block")])
 def test_onnx_runtime(layer, what):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -103,8 +103,10 @@ def test_onnx_runtime_in_bf16():
     assert "fp32 only" in answer("ONNX Runtime", task(dtype="bf16"))["why"]
 
 
-@pytest.mark.parametrize("layer, what", [("model", "logits"), ("block", "block"), ("operation", "fc2")])  # fmt: skip
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "layer, what, dtype",
+    [("model", "logits", "fp32"), ("block", "block", "bf16"), ("operation", "fc2", "fp32")],
+)
 def test_openvino(layer, what, dtype):
     pytest.importorskip("openvino")
     row = answer("OpenVINO", task(layer, what, dtype))
