@@ -18,7 +18,7 @@ from .task import Program
 SAMPLE_MS = 4.0
 # shorter programs are called for WAKE_MS behind the pause, untimed: their processors have gone to sleep. Of longer ones
 # that is too little to matter, so that it favours nobody in a case with programs of both kinds
-SHORT_MS = 200.0
+SHORT_MS = 150.0
 WAKE_MS = 2.0
 MOST_ROUNDS = 500
 # a pause of which this process is busy for a greater share is followed by another one: ONNX Runtime's threads spin for
@@ -66,8 +66,8 @@ class Method:
         )
         return (
             "Each program's result is held against float64 before it is timed, in the very mode that is timed. After a "
-            f"warm-up {order}about {self.seconds:g} s a model (less for its parts) and at least "
-            f"{self.least_rounds} samples a program, "
+            f"warm-up and a round that does not count {order}about {self.seconds:g} s a model (less for its parts) and "
+            f"at least {self.least_rounds} samples a program, "
             f"{pause}on random inputs; the baseline once more at the end. A case is called "
             "disturbed if the middle half of a program's samples is wider than "
             f"{self.spread_bound:.0%} of their median, if the baseline moved by more than {self.drift_bound:.0%}, "
@@ -192,14 +192,15 @@ def in_turn(
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Samples of each program, of single calls and of calls not waited for, in the order in which they came.
 
+    A round that does not count comes first: behind what was done to the other programs, memory is taken anew.
     lost: is told of a program that fails, which is left out from there on; None: its error is raised.
     """
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in samplers}
     seconds = method.seconds * SHARE.get(layer, 1.0)
     names, begin, rounds = list(samplers), time.perf_counter(), 0
     while names and (
-        rounds < method.least_rounds
-        or (time.perf_counter() - begin < seconds and rounds < MOST_ROUNDS)
+        rounds <= method.least_rounds
+        or (time.perf_counter() - begin < seconds and rounds <= MOST_ROUNDS)
     ):
         for name in (*names[rounds % len(names) :], *names[: rounds % len(names)]):
             rest(method.pause_ms)
@@ -212,8 +213,11 @@ def in_turn(
                 names.remove(name)
                 del found[name]
                 continue
-            for samples, ms in zip(found[name], sample, strict=True):
-                samples.append(ms)
+            if rounds:
+                for samples, ms in zip(found[name], sample, strict=True):
+                    samples.append(ms)
+        if not rounds:
+            begin = time.perf_counter()
         rounds += 1
     return found
 

@@ -130,11 +130,15 @@ def test_an_answer_that_was_kept_is_none(prepared):
     assert found.program is None
 
 
-def test_inputs_are_as_they_were(prepared):
-    seen = []
-    found = prepared(lambda y: seen.append(y.clone()) or y)
-    assert found.row["status"] == "ok"
-    assert sum(not y.equal(seen[0]) for y in seen) == 1 and seen[-1].equal(seen[0])
+def test_inputs_are_negated_where_they_lie_and_back_again():
+    x, n = torch.randn(3), torch.arange(3)
+    before = x.clone()
+    with pytest.raises(ValueError), preparing.negated((x, n, [b"jpeg"])) as some:
+        assert some and x.equal(-before) and n.equal(torch.arange(3))
+        raise ValueError
+    assert x.equal(before)
+    with preparing.negated((n, [b"jpeg"])) as some:
+        assert not some
 
 
 def test_a_device_that_is_lost_ends_the_run_and_names_the_program(prepared, monkeypatch):

@@ -24,8 +24,9 @@ def test_programs_are_timed_in_turn_and_each_is_first_as_often():
 
     found = in_turn({name: of(name) for name in "abc"}, FEW)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
-    assert all(sorted(r) == ["a", "b", "c"] for r in rounds) and len(rounds) == 6
-    assert [r[0] for r in rounds] == ["a", "b", "c"] * 2
+    # the first one does not count
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds) and len(rounds) == 1 + 6
+    assert [r[0] for r in rounds] == [*"abcabca"]
     assert found["b"] == ([1.0] * 6, [2.0] * 6)
 
 
@@ -44,7 +45,12 @@ def test_the_programs_pause(monkeypatch):
     pauses = []
     monkeypatch.setattr(method.time, "sleep", pauses.append)
     in_turn({"a": lambda: (1.0, 1.0), "b": lambda: (1.0, 1.0)}, Method(0.0, 2, 20.0))
-    assert pauses == [0.02] * 4
+    assert pauses == [0.02] * 6
+
+
+def test_the_first_round_does_not_count():
+    times = iter([9.0, 1.0, 2.0])
+    assert in_turn({"a": lambda: (next(times),) * 2}, Method(0.0, 2, 0.0))["a"][0] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("busy, slept", [(0.0, 0.02), (0.03, 0.06), (60.0, 0.2)])
