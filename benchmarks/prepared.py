@@ -58,8 +58,9 @@ def prepare(name: str, task: Task, reference: Tensor, baseline: Tensor | None) -
         row["build_s"] = round(time.perf_counter() - begin, 3)
         with program.held():
             begin = time.perf_counter()
-            program.call(*task.inputs)
-            wait(task.device)
+            with quiet():
+                program.call(*task.inputs)
+                wait(task.device)
             row["first_s"] = round(time.perf_counter() - begin, 3)
             for _ in range(WARM_UP):
                 program.call(*task.inputs)
