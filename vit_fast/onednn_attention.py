@@ -11,6 +11,7 @@ TorchScript forgets the types of a graph that it prepares to run, so the partiti
 already; only the older of its two executors shows that one, hence the switch in `_build`.
 """
 
+import contextlib
 import functools
 import math
 import threading
@@ -32,7 +33,10 @@ SCORES = 2500
 
 _NAMES = ("_create_function_from_graph", "_jit_set_profiling_executor", "parse_ir")
 _TYPES = {torch.float32: "Float", torch.bfloat16: "BFloat16"}
-_PREPARED = "graph(%q : Tensor, %k : Tensor, %v : Tensor, %scale : Tensor):\n  return (%q)"
+# None: an executor that the partition was not put into gives no tensor
+_PREPARED = """graph(%q : Tensor, %k : Tensor, %v : Tensor, %scale : Tensor):
+  %none : NoneType = prim::Constant()
+  return (%none)"""
 _SWITCH = threading.Lock()
 
 
@@ -133,28 +137,28 @@ def _build(
 
 @functools.lru_cache
 def _scale(scale: float) -> Tensor:
-    return torch.tensor([scale])
+    # it is kept: not of the default dtype or on the default device of now
+    return torch.tensor([scale], dtype=torch.float32, device="cpu")
 
 
 def _through_onednn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    k = k.transpose(2, 3)
+    by_head = q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
     run = _build(
         q.dtype,
-        tuple(q.shape),
-        k.shape[3],
-        (q.stride(), k.stride(), v.stride()),
+        tuple(by_head[0].shape),
+        k.shape[1],
+        tuple(t.stride() for t in by_head),
         torch.get_num_threads(),
     )
-    return run(q, k, v, _scale(scale)).transpose(1, 2).flatten(2)
+    return run(*by_head, _scale(scale)).transpose(1, 2).flatten(2)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale * q @ k^T) @ v, as Ops.attention without mask and rope.
 
-    q [B, Nq, H, Dh], k, v [B, N, H, Dh], any strides, in fp32 or bf16 -> [B, Nq, H * Dh]. Through oneDNN, or through
-    PyTorch's where why_not says so, or takes() that it is faster. ValueError names what does not fit. A gradient is
-    an error.
+    q [B, Nq, H, Dh], k, v [B, N, H, Dh], any strides, in fp32 or bf16 -> [B, Nq, H * Dh], in their dtype under autocast
+    too. Through oneDNN, or through PyTorch's where why_not says so, or takes()
+    that it is faster. ValueError names what does not fit. A gradient is an error.
     """
     name = "onednn_attention"
     if q.dtype not in DTYPES:
@@ -164,6 +168,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     B, _, H, Dh = q.shape
     check_tensor(name, "k", k, (B, k.shape[1], H, Dh), q.device, q.dtype)
     check_tensor(name, "v", v, tuple(k.shape), q.device, q.dtype)
+    autocast = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    if not autocast:
+        return _run(q, k, v, scale)
+    # for each state of it TorchScript has another executor, which does not know the partition
+    with contextlib.ExitStack() as stack:
+        for device in autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        return _run(q, k, v, scale)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     if not takes(q.dtype, q.shape[1], k.shape[1]) or 0 in q.shape or why_not(q.dtype):
         return _sdpa(q, k, v, scale)
     return _through_onednn(q, k, v, scale)

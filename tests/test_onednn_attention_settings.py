@@ -1,0 +1,138 @@
+"""The oneDNN attention under settings of PyTorch that are not its own."""
+
+import pytest
+import torch
+from transformers import ViTModel
+
+from accuracy import assert_as_accurate
+from models import hf_model, images
+from tensors import f64, packed
+from vit_fast import ViT, cpu_ops, onednn_attention, torch_ops
+from vit_fast.onednn_attention import DTYPES, SCORES
+from vit_fast.onednn_attention import onednn_attention as attention
+
+WHY_NOT = onednn_attention.why_not(torch.float32)
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+DEFINITION = torch_ops().attention
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_a_default_dtype(default):
+    """The scale is kept for the process: it is fp32 whenever it was made."""
+    tensors = packed()
+    onednn_attention._scale.cache_clear()
+    torch.set_default_dtype(default)
+    try:
+        y = attention(*tensors, 0.3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    again = attention(*tensors, 0.3)
+    onednn_attention._scale.cache_clear()
+    assert torch.equal(again, attention(*tensors, 0.3))
+    assert torch.equal(again, y)
+
+
+def test_a_default_device():
+    onednn_attention._scale.cache_clear()
+    tensors = packed()
+    with torch.device("meta"):
+        assert onednn_attention._scale(0.3).device.type == "cpu"
+        y = attention(*tensors, 0.3)
+    assert torch.equal(y, attention(*tensors, 0.3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [7, 60])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("made_before", [True, False])
+def test_autocast(dtype, N, device, made_before):
+    """TorchScript keeps an executor for each state of it."""
+    tensors = packed(N=N, dtype=dtype)
+    onednn_attention._build.cache_clear()
+    if made_before:
+        attention(*tensors, 0.125)
+    torch.set_autocast_enabled(device, True)
+    try:
+        y = attention(*tensors, 0.125)
+        assert torch.is_autocast_enabled(device)
+    finally:
+        torch.set_autocast_enabled(device, False)
+        torch.clear_autocast_cache()
+    assert torch.equal(y, attention(*tensors, 0.125))
+    assert_as_accurate(y, DEFINITION(*f64(*tensors), 0.125), DEFINITION(*tensors, 0.125))
+
+
+def test_an_executor_without_the_partition_is_loud(monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    onednn_attention._build.cache_clear()
+    tensors = packed()
+    attention(*tensors, 0.125)
+    torch.set_autocast_enabled("cpu", True)
+    try:
+        with pytest.raises(AttributeError, match="NoneType"):
+            attention(*tensors, 0.125)
+    finally:
+        torch.set_autocast_enabled("cpu", False)
+        torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "ieee"])
+def test_fp32_is_fp32(precision):
+    """Which allows less, and never asks for it."""
+    tensors = packed()
+    expected = attention(*tensors, 0.125)
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    onednn_attention._build.cache_clear()
+    matmul.fp32_precision = precision
+    try:
+        assert torch.equal(attention(*tensors, 0.125), expected)
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_onednn_turned_off_later():
+    """PyTorch's attention, to the last bit."""
+    tensors = packed(N=61)
+    attention(*tensors, 0.125)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(attention(*tensors, 0.125), DEFINITION(*tensors, 0.125))
+
+
+def test_gradients_of_torch_func_and_batches():
+    """An error or right, never silently missing."""
+    q, k, v = packed(N=51)
+    assert q.shape[1] ** 2 > SCORES
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda t: attention(t, k, v, 0.125).sum())(q)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda t: attention(t, k, v, 0.125), (q,), (q,))
+    many = torch.stack((q, -q))
+    y = torch.func.vmap(lambda t: attention(t, k, v, 0.125))(many)
+    assert torch.equal(y[0], attention(q, k, v, 0.125))
+    assert torch.equal(y[1], attention(-q, k, v, 0.125))
+
+
+def test_traced():
+    q, k, v = packed(N=62)
+    traced = torch.jit.trace(lambda *t: attention(*t, 0.125), (q, k, v))
+    assert "vit_fast::onednn_attention" in str(traced.graph)
+    assert torch.equal(traced(-q, k, v), attention(-q, k, v, 0.125))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_pixel_that_is_no_number(dtype, value):
+    """It spoils its image, as with PyTorch's operations, and no other."""
+    vit = ViT.from_hf(hf_model(ViTModel, dtype, image_size=64)).requires_grad_(False)
+    pixels = images(3, 3, 64, 64, dtype=dtype)
+    pixels[1, 0, 20, 30] = value
+    nans = []
+    for ops in (cpu_ops(), torch_ops()):
+        vit.ops = ops
+        with torch.inference_mode():
+            nans.append(vit(pixels).isnan())
+    assert torch.equal(*nans)
+    assert nans[0][1].all()
+    assert not nans[0][[0, 2]].any()
