@@ -1,20 +1,26 @@
-"""The oneDNN attention under settings of PyTorch that are not its own."""
+"""The oneDNN attention under settings of PyTorch that are not its own; strides, sizes and values out of the way."""
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import ViTModel
 
 from accuracy import assert_as_accurate
 from models import hf_model, images
 from tensors import f64, packed
 from vit_fast import ViT, cpu_ops, onednn_attention, torch_ops
-from vit_fast.onednn_attention import DTYPES, SCORES
+from vit_fast.onednn_attention import DTYPES, SCORES, takes
 from vit_fast.onednn_attention import onednn_attention as attention
 
 WHY_NOT = onednn_attention.why_not(torch.float32)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 DEFINITION = torch_ops().attention
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    y = attention(q, k, v, scale)
+    assert_as_accurate(y, DEFINITION(*f64(q, k, v), scale), DEFINITION(q, k, v, scale))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
@@ -98,6 +104,83 @@ def test_onednn_turned_off_later():
     attention(*tensors, 0.125)
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(attention(*tensors, 0.125), DEFINITION(*tensors, 0.125))
+
+
+def strided(q: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Some values of q in a tensor of these strides."""
+    return q.flatten().as_strided(q.shape, strides)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize(
+    "strides",
+    [(640, 8, 64 * 60, 1), (1, 1, 1, 1), (64 * 60, 1, 60, 60)],
+    ids=["rows that overlap", "all the same", "lanes over rows"],
+)
+def test_tensors_that_overlap_themselves(dtype, which, strides):
+    tensors = [t.contiguous() for t in packed(B=8, H=3, dtype=dtype)]
+    tensors[which] = strided(tensors[which], strides)
+    threads = torch.get_num_threads()
+    check(*tensors, 0.125)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("axis", range(4))
+def test_expanded(dtype, which, axis):
+    tensors = list(packed(dtype=dtype))
+    t = tensors[which]
+    tensors[which] = t.narrow(axis, 0, 1).expand(t.shape)
+    check(*tensors, 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", [0, 3, 7919])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_strides_of_an_axis_of_one(dtype, stride, axis):
+    """They mean nothing, and may be anything."""
+    B, H = (1, 9) if axis == 0 else (9, 1)
+    tensors = [t.contiguous() for t in packed(B=B, H=H, dtype=dtype)]
+    for which, t in enumerate(tensors):
+        strides = list(t.stride())
+        strides[axis] = stride
+        tensors[which] = t.as_strided(t.shape, strides)
+    check(*tensors, 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("Dh", [1, 2, 3, 8, 17, 31, 33, 63, 65, 88, 104, 128, 255, 256])
+@pytest.mark.parametrize("heads", [1, 9])
+def test_widths_of_a_head(dtype, Dh, heads):
+    """One head at once, nine one by one."""
+    check(*packed(1, 53, heads, Dh, dtype=dtype), Dh**-0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries, keys", [(2500, 1), (1, 2500), (1250, 2), (3, 1111), (61, 41)])
+def test_few_rows(dtype, queries, keys):
+    assert takes(dtype, queries, keys)
+    q = packed(N=queries, dtype=dtype)[0]
+    _, k, v = packed(N=keys, dtype=dtype, seed=1)
+    check(q, k, v, 0.125)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.0, -0.0, -0.125, 1e-3, 1e-30, 3e4])
+def test_scales(dtype, scale):
+    check(*packed(dtype=dtype), scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-40, -3e4])
+@pytest.mark.parametrize("which", range(3))
+def test_one_value_everywhere(dtype, value, which):
+    """All scores are the same; and what is too small for a normal number."""
+    tensors = list(packed(dtype=dtype))
+    tensors[which] = torch.full_like(tensors[which], value)
+    check(*tensors, 1e-3)
 
 
 def test_gradients_of_torch_func_and_batches():

@@ -110,6 +110,16 @@ def _partition(
   return (%o)"""
 
 
+def _nested(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether each axis steps over all that axes of smaller strides reach, as oneDNN asks of strides but 0."""
+    reach = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if 0 < stride < reach:
+            return False
+        reach = max(reach, stride * size)
+    return True
+
+
 @functools.lru_cache(maxsize=KEPT)
 def _build(
     dtype: torch.dtype,
@@ -117,8 +127,15 @@ def _build(
     keys: int,
     strides: tuple[tuple[int, ...], ...],
     threads: int,  # oneDNN divides the work when it compiles
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """What runs _partition of these arguments, from any thread that has so many. It is compiled by its first call."""
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """What runs _partition of these arguments, from any thread that has so many. It is compiled by its first call.
+
+    None: oneDNN does not take a tensor of these strides.
+    """
+    B, H, _, Dh = q_shape
+    shapes = q_shape, (B, H, Dh, keys), (B, H, keys, Dh)
+    if not all(map(_nested, shapes, strides)):
+        return None
     run = torch._C._create_function_from_graph("attention", torch._C.parse_ir(_PREPARED))
     with _SWITCH:
         before = torch._C._jit_set_profiling_executor(False)
@@ -150,6 +167,8 @@ def _through_onednn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         tuple(t.stride() for t in by_head),
         torch.get_num_threads(),
     )
+    if run is None:
+        return _sdpa(q, k, v, scale)
     return run(*by_head, _scale(scale)).transpose(1, 2).flatten(2)
 
 
@@ -157,8 +176,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale * q @ k^T) @ v, as Ops.attention without mask and rope.
 
     q [B, Nq, H, Dh], k, v [B, N, H, Dh], any strides, in fp32 or bf16 -> [B, Nq, H * Dh], in their dtype under autocast
-    too. Through oneDNN, or through PyTorch's where why_not says so, or takes()
-    that it is faster. ValueError names what does not fit. A gradient is an error.
+    too. Through oneDNN, or through PyTorch's where why_not says so, takes() that it is faster, or a tensor overlaps
+    itself. ValueError names what does not fit. A gradient is an error.
     """
     name = "onednn_attention"
     if q.dtype not in DTYPES:
