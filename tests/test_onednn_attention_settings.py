@@ -9,7 +9,7 @@ from accuracy import assert_as_accurate
 from models import hf_model, images
 from tensors import f64, packed
 from vit_fast import ViT, cpu_ops, onednn_attention, torch_ops
-from vit_fast.onednn_attention import DTYPES, SCORES, takes
+from vit_fast.onednn_attention import AT_ONCE, DTYPES, SCORES, takes
 from vit_fast.onednn_attention import onednn_attention as attention
 
 WHY_NOT = onednn_attention.why_not(torch.float32)
@@ -181,6 +181,20 @@ def test_one_value_everywhere(dtype, value, which):
     tensors = list(packed(dtype=dtype))
     tensors[which] = torch.full_like(tensors[which], value)
     check(*tensors, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_trial_runs_both_ways_of_onednn(dtype, monkeypatch):
+    heads = []
+    through = onednn_attention._through_onednn
+
+    def noted(q: Tensor, *rest) -> Tensor:
+        heads.append(q.shape[0] * q.shape[2])
+        return through(q, *rest)
+
+    monkeypatch.setattr(onednn_attention, "_through_onednn", noted)
+    assert onednn_attention._try(dtype) == ""
+    assert heads[0] <= AT_ONCE * torch.get_num_threads() < heads[1]
 
 
 def test_gradients_of_torch_func_and_batches():
