@@ -9,7 +9,7 @@ from accuracy import assert_as_accurate
 from models import hf_model, images
 from tensors import f64, packed
 from vit_fast import ViT, cpu_ops, onednn_attention, torch_ops
-from vit_fast.onednn_attention import AT_ONCE, DTYPES, SCORES, takes
+from vit_fast.onednn_attention import AT_ONCE, DTYPES, HELD, SCORES, takes
 from vit_fast.onednn_attention import onednn_attention as attention
 
 WHY_NOT = onednn_attention.why_not(torch.float32)
@@ -21,6 +21,13 @@ DEFINITION = torch_ops().attention
 def check(q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
     y = attention(q, k, v, scale)
     assert_as_accurate(y, DEFINITION(*f64(q, k, v), scale), DEFINITION(q, k, v, scale))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
@@ -161,7 +168,7 @@ def test_widths_of_a_head(dtype, Dh, heads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries, keys", [(2500, 1), (1, 2500), (1250, 2), (3, 1111), (61, 41)])
 def test_few_rows(dtype, queries, keys):
-    assert takes(dtype, queries, keys)
+    assert takes(dtype, 6, queries, keys, 1)
     q = packed(N=queries, dtype=dtype)[0]
     _, k, v = packed(N=keys, dtype=dtype, seed=1)
     check(q, k, v, 0.125)
@@ -181,6 +188,20 @@ def test_one_value_everywhere(dtype, value, which):
     tensors = list(packed(dtype=dtype))
     tensors[which] = torch.full_like(tensors[which], value)
     check(*tensors, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_heads_at_once(dtype, threads):
+    """For few heads a thread oneDNN goes another way, and holds the scores of all."""
+    tensors = packed(1, 61, 3, dtype=dtype)
+    for count in (1, 2, 7):
+        threads(count)
+        check(*tensors, 0.125)
+    keys = HELD // 1000
+    assert takes(dtype, 1, 1000, keys, 1)
+    assert not takes(dtype, AT_ONCE, 1000, keys, 1)
+    assert takes(dtype, AT_ONCE + 1, 1000, keys, 1)
+    assert not takes(dtype, 1000, 1000, keys, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,7 +10,8 @@ operator that runs the fuser's own, `prim::oneDNNFusionGroup`: nothing is traced
 TorchScript forgets the types of a graph that it prepares to run, so the partition is put into the one that is prepared
 already; only the older of its two executors shows that one, hence the switch in `_build`.
 
-Of more than two heads a thread oneDNN multiplies one after the other, of fewer all at once.
+oneDNN holds scores in memory, which PyTorch's attention does not: of one head a thread where there are more than two
+heads a thread, else of all heads. `takes` bounds them.
 """
 
 import contextlib
@@ -34,6 +35,8 @@ KEPT = 64
 SCORES = 2500
 # more heads a thread than this are multiplied one by one, fewer all at once: oneDNN's rule, RATIO in its source
 AT_ONCE = 2
+# in memory at a time, up to 8 bytes each: 256 MB
+HELD = 32_000_000
 
 _NAMES = ("_create_function_from_graph", "_jit_set_profiling_executor", "parse_ir")
 _TYPES = {torch.float32: "Float", torch.bfloat16: "BFloat16"}
@@ -202,13 +205,21 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    if not takes(q.dtype, q.shape[1], k.shape[1]) or 0 in q.shape or why_not(q.dtype):
+    B, Nq, H, _ = q.shape
+    taken = takes(q.dtype, B * H, Nq, k.shape[1], torch.get_num_threads())
+    if not taken or 0 in q.shape or why_not(q.dtype):
         return _sdpa(q, k, v, scale)
     return _through_onednn(q, k, v, scale)
 
 
-def takes(dtype: torch.dtype, queries: int, keys: int) -> bool:
-    """Whether oneDNN is the faster one for so many rows a head; batch and heads do not matter (benchmarks/LOG.md)."""
+def takes(dtype: torch.dtype, heads: int, queries: int, keys: int, threads: int) -> bool:
+    """Whether oneDNN is the faster one for so many rows of each head (benchmarks/LOG.md), and its scores find room.
+
+    heads: of all images.
+    """
+    at_a_time = heads if heads <= AT_ONCE * threads else threads
+    if at_a_time * queries * keys > HELD:
+        return False
     # of a single row PyTorch's fp32 product is a fast one; for its bf16 product see above
     alone = dtype == torch.bfloat16 and queries == 1 and keys >= 64
     return alone or queries * keys >= SCORES
