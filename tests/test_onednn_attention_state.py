@@ -141,3 +141,27 @@ def test_what_is_kept_is_bounded(forgotten):
         attention(*packed(1, N, 1, 8), 0.125)
     assert onednn_attention._build.cache_info().currsize == onednn_attention.KEPT
     attention(*packed(1, 50, 1, 8), 0.125)
+
+
+def test_dropped_while_another_thread_runs_it(forgotten):
+    """As the oldest one is when there are too many."""
+    tensors = packed(2, 197)
+    expected = attention(*tensors, 0.125)
+    done = threading.Event()
+
+    def drop() -> None:
+        while not done.is_set():
+            onednn_attention._build.cache_clear()
+            time.sleep(1e-3)
+
+    def run(_: int) -> bool:
+        return all(torch.equal(attention(*tensors, 0.125), expected) for _ in range(30))
+
+    dropper = threading.Thread(target=drop)
+    dropper.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(run, range(6)))
+    finally:
+        done.set()
+        dropper.join()
