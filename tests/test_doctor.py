@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vit_fast import doctor
+from vit_fast import doctor, onednn_attention
 from vit_fast.doctor import Card, Facts, diagnose
 from vit_fast.kernels import tables
 
@@ -50,11 +50,16 @@ def test_what_is_printed():
         "cuda:0        NVIDIA H200, compute capability 9.0, 149.0 of 150.1 GB free",
         "kernels   run",
         "configs   the launch rule",
-        "cpu, float32  oneDNN linear layers",
+        "cpu, float32  oneDNN linear layers, oneDNN attention\n",
         "cpu, bfloat16 PyTorch's own operations: this CPU runs AVX2",
         "/home/me/.cache/vit-fast",
     ):
         assert words in said
+    half = replace(
+        GOOD, cpu_why_not={"bfloat16": ""}, cpu_attention_why_not={"bfloat16": "it is off"}
+    )
+    words = "cpu, bfloat16 oneDNN linear layers, PyTorch's attention: it is off"
+    assert words in str(diagnose(half))
     assert "torch is for  a CPU" in str(diagnose(LAPTOP))
     assert "driver        none of NVIDIA found" in str(diagnose(LAPTOP))
     no_gpu = "gpu           none that PyTorch sees: models run on the CPU"
@@ -154,7 +159,9 @@ def test_the_facts_of_this_machine():
     facts = doctor.look()
     assert facts.versions["torch"] == torch.__version__
     assert len(facts.cards) == torch.cuda.device_count()
-    assert set(facts.cpu_why_not) == {"float32", "bfloat16"}
+    assert set(facts.cpu_why_not) == {"float32", "bfloat16"} == set(facts.cpu_attention_why_not)
+    for dtype, why in facts.cpu_attention_why_not.items():
+        assert why == onednn_attention.why_not(getattr(torch, dtype))
     assert str(diagnose(facts)).count("cuda:") >= len(facts.cards)
 
 

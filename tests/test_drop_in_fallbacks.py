@@ -282,3 +282,16 @@ def test_jit_trace(pair):
         )
     assert "torch.jit" in reason(fast)
     assert torch.equal(ours["last_hidden_state"], theirs["last_hidden_state"])
+
+
+def test_onednn_turned_off_by_its_switch():
+    """PyTorch's operations run, from the next call on, and the reason says so; and back."""
+    stock, fast = twins(ViTModel)
+    with torch.no_grad():
+        assert_fast(fast, stock, PIXELS)
+        before = vit_fast.explain(fast)[0].ops
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert_fast(fast, stock, PIXELS)
+            assert vit_fast.explain(fast)[0].ops == "torch"
+        assert_fast(fast, stock, PIXELS)
+        assert vit_fast.explain(fast)[0].ops == before

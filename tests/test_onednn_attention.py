@@ -104,11 +104,11 @@ def test_an_empty_batch():
 
 def test_which_sizes_it_takes():
     fp32, bf16 = DTYPES
-    assert takes(fp32, 50, 50)
-    assert takes(bf16, 1, 197)
-    assert not takes(fp32, 1, 1370)
-    assert not takes(fp32, 7, 7)
-    assert not takes(bf16, 2, 197)
+    assert takes(fp32, 12, 50, 50, 1)
+    assert takes(bf16, 12, 1, 197, 1)
+    assert not takes(fp32, 12, 1, 1370, 1)
+    assert not takes(fp32, 12, 7, 7, 1)
+    assert not takes(bf16, 12, 2, 197, 1)
 
 
 def test_gradients_and_modes(through_onednn):

@@ -39,7 +39,7 @@ def test_threads(dtype, forgotten):
     """Those of PyTorch, changed between calls, more than there are heads among them; and several callers at once."""
     tensors = packed(dtype=dtype)
     exact, baseline = DEFINITION(*f64(*tensors), 0.125), DEFINITION(*tensors, 0.125)
-    onednn_attention.why_not(dtype)  # its trial compiles one
+    onednn_attention.why_not(dtype)  # its trial compiles two
     before, kept = torch.get_num_threads(), onednn_attention._build.cache_info().currsize
     try:
         for threads in (1, 2, 7, 1):
@@ -89,7 +89,7 @@ def test_nothing_of_the_process_is_changed(forgotten):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attention(*packed(), 0.125)
-    assert onednn_attention._build.cache_info().currsize == 2  # the trial's as well
+    assert onednn_attention._build.cache_info().currsize == 3  # the trial's two as well
     assert torch.get_num_threads() == threads
     assert not torch._C._jit_llga_enabled()
     assert torch._C._jit_set_profiling_executor(True)
@@ -107,6 +107,12 @@ def test_reasons(monkeypatch, forgotten):
         ),
         "is off by": (onednn_attention, "_scale", lambda scale: torch.tensor([scale * 1.001])),
     }
+    # functions of another PyTorch: none of that name in what they give, or of other arguments
+    for other in (lambda *_: None, lambda: None):
+        forgotten()
+        monkeypatch.setattr(torch._C, "_create_function_from_graph", other)
+        assert "does not run this partition" in onednn_attention.why_not(torch.float32)
+        monkeypatch.undo()
     for message, (owner, name, wrong) in broken.items():
         forgotten()
         monkeypatch.setattr(owner, name, wrong)
@@ -135,3 +141,27 @@ def test_what_is_kept_is_bounded(forgotten):
         attention(*packed(1, N, 1, 8), 0.125)
     assert onednn_attention._build.cache_info().currsize == onednn_attention.KEPT
     attention(*packed(1, 50, 1, 8), 0.125)
+
+
+def test_dropped_while_another_thread_runs_it(forgotten):
+    """As the oldest one is when there are too many."""
+    tensors = packed(2, 197)
+    expected = attention(*tensors, 0.125)
+    done = threading.Event()
+
+    def drop() -> None:
+        while not done.is_set():
+            onednn_attention._build.cache_clear()
+            time.sleep(1e-3)
+
+    def run(_: int) -> bool:
+        return all(torch.equal(attention(*tensors, 0.125), expected) for _ in range(30))
+
+    dropper = threading.Thread(target=drop)
+    dropper.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(run, range(6)))
+    finally:
+        done.set()
+        dropper.join()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 import vit_fast
-from vit_fast import onednn
+from vit_fast import onednn, onednn_attention
 from vit_fast.kernels import tables
 from vit_fast.ops import choose_ops
 
@@ -52,6 +52,7 @@ class Facts:
     smi_words: str = ""  # nvidia-smi is there and does not answer: its words
     visible: str | None = None  # CUDA_VISIBLE_DEVICES
     cpu_why_not: Mapping[str, str] = field(default_factory=dict)  # dtype -> why not oneDNN, or ""
+    cpu_attention_why_not: Mapping[str, str] = field(default_factory=dict)  # the same of attention
     cache: str = ""  # the folder, "" for a user without a home
     cache_trouble: str = ""
 
@@ -82,7 +83,9 @@ def diagnose(f: Facts) -> Diagnosis:
         ]
         lines += [f"    configs   {card.table}"] * bool(card.table)
     for dtype, why in f.cpu_why_not.items():
-        table = f"PyTorch's own operations: {why}" if why else "oneDNN linear layers"
+        slow = f.cpu_attention_why_not.get(dtype, "")
+        attention = f"PyTorch's attention: {slow}" if slow else "oneDNN attention"
+        table = f"PyTorch's own operations: {why}" if why else f"oneDNN linear layers, {attention}"
         lines.append(f"{'cpu, ' + dtype:13} {table}")
     lines.append(f"{'cache':13} {f.cache or 'none: this user has no home'}")
     return Diagnosis(tuple(lines), tuple(_troubles(f)))
@@ -151,6 +154,7 @@ def look() -> Facts:
         smi_words=smi_words,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         cpu_why_not={str(d)[6:]: onednn.why_not(d) for d in onednn.DTYPES},
+        cpu_attention_why_not={str(d)[6:]: onednn_attention.why_not(d) for d in onednn.DTYPES},
         cache=cache,
         cache_trouble=cache_trouble,
     )

@@ -9,8 +9,12 @@ model's scores to bf16. Here the partition is written down instead, with its typ
 operator that runs the fuser's own, `prim::oneDNNFusionGroup`: nothing is traced or profiled, the fuser stays off.
 TorchScript forgets the types of a graph that it prepares to run, so the partition is put into the one that is prepared
 already; only the older of its two executors shows that one, hence the switch in `_build`.
+
+oneDNN holds scores in memory, which PyTorch's attention does not: of one head a thread where there are more than two
+heads a thread, else of all heads. `takes` bounds them.
 """
 
+import contextlib
 import functools
 import math
 import threading
@@ -29,10 +33,17 @@ DTYPES = onednn.DTYPES
 KEPT = 64
 # of a head: below so many a call's fixed cost is more than what oneDNN gains
 SCORES = 2500
+# more heads a thread than this are multiplied one by one, fewer all at once: oneDNN's rule, RATIO in its source
+AT_ONCE = 2
+# in memory at a time, up to 8 bytes each: 256 MB
+HELD = 32_000_000
 
 _NAMES = ("_create_function_from_graph", "_jit_set_profiling_executor", "parse_ir")
 _TYPES = {torch.float32: "Float", torch.bfloat16: "BFloat16"}
-_PREPARED = "graph(%q : Tensor, %k : Tensor, %v : Tensor, %scale : Tensor):\n  return (%q)"
+# None: an executor that the partition was not put into gives no tensor
+_PREPARED = """graph(%q : Tensor, %k : Tensor, %v : Tensor, %scale : Tensor):
+  %none : NoneType = prim::Constant()
+  return (%none)"""
 _SWITCH = threading.Lock()
 
 
@@ -52,21 +63,21 @@ def _trial(dtype: torch.dtype) -> str:
 
 
 def _try(dtype: torch.dtype) -> str:
-    """One small attention with scores up to some 50, which bf16 scores do not pass."""
+    """Two small attentions with scores up to some 50, which bf16 scores do not pass: heads at once and one by one."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(1, 21, 3, 2, 64, generator=generator).to(dtype).unbind(2)
-    try:
-        o = _through_onednn(q, k, v, 2.0)
-    except RuntimeError as error:
-        words = " ".join(str(error).split())
-        return (
-            f"torch {torch.__version__} does not run this partition of oneDNN Graph: {words[:200]}"
-        )
-    exact = _sdpa(q.double(), k.double(), v.double(), 2.0)
-    error, known = (float((t - exact).abs().max()) for t in (o, _sdpa(q, k, v, 2.0)))
-    allowed = 2 * known + torch.finfo(dtype).eps * float(exact.abs().max())
-    if not error <= allowed:
-        return f"oneDNN Graph of torch {torch.__version__} is off by {error:.2g}, allowed {allowed:.2g}"
+    for heads in (AT_ONCE, AT_ONCE * torch.get_num_threads() + 1):
+        x = torch.randn(1, 21, 3, heads, 64, generator=generator, dtype=torch.float32)
+        q, k, v = x.to(dtype).unbind(2)
+        try:
+            o = _through_onednn(q, k, v, 2.0)
+        except (AttributeError, RuntimeError, TypeError) as error:  # private: may be others
+            words = " ".join(str(error).split())
+            return f"torch {torch.__version__} does not run this partition of oneDNN Graph: {words[:200]}"
+        exact = _sdpa(q.double(), k.double(), v.double(), 2.0)
+        error, known = (float((t - exact).abs().max()) for t in (o, _sdpa(q, k, v, 2.0)))
+        allowed = 2 * known + torch.finfo(dtype).eps * float(exact.abs().max())
+        if not error <= allowed:
+            return f"oneDNN Graph of torch {torch.__version__} is off by {error:.2g}, allowed {allowed:.2g}"
     return ""
 
 
@@ -106,6 +117,16 @@ def _partition(
   return (%o)"""
 
 
+def _nested(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether each axis steps over all that axes of smaller strides reach, as oneDNN asks of strides but 0."""
+    reach = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if 0 < stride < reach:
+            return False
+        reach = max(reach, stride * size)
+    return True
+
+
 @functools.lru_cache(maxsize=KEPT)
 def _build(
     dtype: torch.dtype,
@@ -113,8 +134,15 @@ def _build(
     keys: int,
     strides: tuple[tuple[int, ...], ...],
     threads: int,  # oneDNN divides the work when it compiles
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """What runs _partition of these arguments, from any thread that has so many. It is compiled by its first call."""
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """What runs _partition of these arguments, from any thread that has so many. It is compiled by its first call.
+
+    None: oneDNN does not take a tensor of these strides.
+    """
+    B, H, _, Dh = q_shape
+    shapes = q_shape, (B, H, Dh, keys), (B, H, keys, Dh)
+    if not all(map(_nested, shapes, strides)):
+        return None
     run = torch._C._create_function_from_graph("attention", torch._C.parse_ir(_PREPARED))
     with _SWITCH:
         before = torch._C._jit_set_profiling_executor(False)
@@ -133,28 +161,30 @@ def _build(
 
 @functools.lru_cache
 def _scale(scale: float) -> Tensor:
-    return torch.tensor([scale])
+    # it is kept: not of the default dtype or on the default device of now
+    return torch.tensor([scale], dtype=torch.float32, device="cpu")
 
 
 def _through_onednn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    k = k.transpose(2, 3)
+    by_head = q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
     run = _build(
         q.dtype,
-        tuple(q.shape),
-        k.shape[3],
-        (q.stride(), k.stride(), v.stride()),
+        tuple(by_head[0].shape),
+        k.shape[1],
+        tuple(t.stride() for t in by_head),
         torch.get_num_threads(),
     )
-    return run(q, k, v, _scale(scale)).transpose(1, 2).flatten(2)
+    if run is None:
+        return _sdpa(q, k, v, scale)
+    return run(*by_head, _scale(scale)).transpose(1, 2).flatten(2)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale * q @ k^T) @ v, as Ops.attention without mask and rope.
 
-    q [B, Nq, H, Dh], k, v [B, N, H, Dh], any strides, in fp32 or bf16 -> [B, Nq, H * Dh]. Through oneDNN, or through
-    PyTorch's where why_not says so, or takes() that it is faster. ValueError names what does not fit. A gradient is
-    an error.
+    q [B, Nq, H, Dh], k, v [B, N, H, Dh], any strides, in fp32 or bf16 -> [B, Nq, H * Dh], in their dtype under autocast
+    too. Through oneDNN, or through PyTorch's where why_not says so, takes() that it is faster, or a tensor overlaps
+    itself. ValueError names what does not fit. A gradient is an error.
     """
     name = "onednn_attention"
     if q.dtype not in DTYPES:
@@ -164,13 +194,32 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     B, _, H, Dh = q.shape
     check_tensor(name, "k", k, (B, k.shape[1], H, Dh), q.device, q.dtype)
     check_tensor(name, "v", v, tuple(k.shape), q.device, q.dtype)
-    if not takes(q.dtype, q.shape[1], k.shape[1]) or 0 in q.shape or why_not(q.dtype):
+    autocast = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    if not autocast:
+        return _run(q, k, v, scale)
+    # for each state of it TorchScript has another executor, which does not know the partition
+    with contextlib.ExitStack() as stack:
+        for device in autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        return _run(q, k, v, scale)
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    B, Nq, H, _ = q.shape
+    taken = takes(q.dtype, B * H, Nq, k.shape[1], torch.get_num_threads())
+    if not taken or 0 in q.shape or why_not(q.dtype):
         return _sdpa(q, k, v, scale)
     return _through_onednn(q, k, v, scale)
 
 
-def takes(dtype: torch.dtype, queries: int, keys: int) -> bool:
-    """Whether oneDNN is the faster one for so many rows a head; batch and heads do not matter (benchmarks/LOG.md)."""
+def takes(dtype: torch.dtype, heads: int, queries: int, keys: int, threads: int) -> bool:
+    """Whether oneDNN is the faster one for so many rows of each head (benchmarks/LOG.md), and its scores find room.
+
+    heads: of all images.
+    """
+    at_a_time = heads if heads <= AT_ONCE * threads else threads
+    if at_a_time * queries * keys > HELD:
+        return False
     # of a single row PyTorch's fp32 product is a fast one; for its bf16 product see above
     alone = dtype == torch.bfloat16 and queries == 1 and keys >= 64
     return alone or queries * keys >= SCORES

@@ -45,6 +45,14 @@ class Bound(NamedTuple):
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     configs: "tuple[PreTrainedConfig, ...]" = ()
+    onednn: bool = True  # PyTorch's switch, torch.backends.mkldnn.enabled, as it was
+
+    def is_of(self, model: PreTrainedModel) -> bool:
+        return (
+            model.config is self.config
+            and torch.backends.mkldnn.enabled == self.onednn
+            and self.watch.unchanged()
+        )
 
 
 class State:
@@ -71,13 +79,14 @@ class State:
     def binding(self, model: PreTrainedModel) -> Bound:
         """The engine for the model as it is now; made anew where something was changed."""
         bound = self.bound
-        if bound is None or model.config is not bound.config or not bound.watch.unchanged():
+        if bound is None or not bound.is_of(model):
             with self.lock:
                 bound = self.bound
-                if bound is None or model.config is not bound.config or not bound.watch.unchanged():
+                if bound is None or not bound.is_of(model):
+                    switch = torch.backends.mkldnn.enabled
                     # outside inference mode, so that its tensors may be used anywhere
                     with torch.inference_mode(False):
-                        bound = self.bound = self._bind(model)
+                        bound = self.bound = self._bind(model)._replace(onednn=switch)
         return bound
 
     def _bind(self, model: PreTrainedModel) -> Bound:
