@@ -27,10 +27,10 @@ def test_version_and_help(capsys):
 
 
 def test_bench_is_the_benchmarks_run(capsys):
-    assert cli.main(["bench", "--list", "--suite", "toy", "--only", "qkv", "fc1"]) == 0
+    assert cli.main(["bench", "--list", "--suite", "toy", "--only", "qkv", "block"]) == 0
     assert capsys.readouterr().out.split("\n")[:-1] == [
         "operation Toy qkv fp32 batch 1",
-        "operation Toy fc1 fp32 batch 1",
+        "block Toy block fp32 batch 1",
     ]
     assert cli.main(["bench", "--suite", "toy", "--only", "nothing of that name"]) == 2
     for argv in (["bench", "--nonsense"], ["doctor", "--list"], ["bench", "--suite", "none"]):
