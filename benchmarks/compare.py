@@ -21,9 +21,9 @@ from .reporting.phrases import command, machine, versions
 from .results import Results, read
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], prog: str = "python -m benchmarks compare") -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks compare",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

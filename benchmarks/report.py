@@ -16,9 +16,9 @@ from .reporting import markdown, tables
 from .results import Results, read
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], prog: str = "python -m benchmarks report") -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks report",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -67,6 +67,10 @@ NUMBERS = (
     "tflops", "gbps", "mfu", "mfu_nominal", "held_mib", "peak_mib", "launches",
 )  # fmt: skip
 
+# what every case and every row has
+CASE = {"name", "layer", "what", "dtype", "batch", "scenario", "baseline", "rows", "disturbed"}
+ROW = {"program", "ours", "status", "why", "accuracy", "samples_ms", *NUMBERS}
+
 Row = dict[str, Any]
 Case = dict[str, Any]
 Results = dict[str, Any]
@@ -85,6 +89,10 @@ def read(path: Path) -> Results:
         )
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} has format {data.get('format')!r}, expected {FORMAT}")
+    for i, case in enumerate(data["cases"]):
+        whole = isinstance(case, dict) and case.keys() >= CASE and isinstance(case["rows"], list)
+        if not (whole and all(isinstance(r, dict) and r.keys() >= ROW for r in case["rows"])):
+            raise ValueError(f"{path}: its case {i} lacks fields that benchmarks/results.py names")
     return data
 
 

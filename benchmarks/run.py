@@ -18,7 +18,7 @@ from .measure import ROOT, commit, machine
 from .method import Method
 from .peaks import peaks
 from .registry import SUITES, Case, cases
-from .results import FORMAT, Results, ranked, slug, timed, write
+from .results import FORMAT, Results, ranked, read, slug, timed, write
 
 # seconds of timing a case
 SECONDS = {"quick": 4.0, "families": 6.0, "toy": 0.0}
@@ -103,6 +103,11 @@ def unwritable(path: Path) -> str:
         return f"{path}: there can be no such file: {error}"
     if path.is_dir():
         return f"{path} is a folder; say --out FILE"
+    if path.exists():
+        try:
+            read(path)  # a new run takes the place of an old one, and of nothing else
+        except ValueError as error:
+            return f"{error}; it stays as it is, say another --out FILE"
     if not os.access(path.parent, os.W_OK):
         return f"{path}: the folder cannot be written to; say --out FILE"
     return ""

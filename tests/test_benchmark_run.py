@@ -113,6 +113,23 @@ def test_wrong_calls(tmp_path, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+def test_a_file_that_is_no_results_file_is_not_written_over(tmp_path, capsys):
+    path = tmp_path / "toy.json"
+    path.write_text("a letter")
+    assert command(tmp_path, "--only", "qkv") == 2
+    assert path.read_text() == "a letter"
+    assert "is not JSON" in capsys.readouterr().err
+
+
+def test_a_case_that_is_none_is_said_to_be_so(tmp_path):
+    path = tmp_path / "toy.json"
+    whole = {"format": 1, "machine": {}, "run": {}, "method": {}, "peaks": {}}
+    for case in ({}, {"rows": 3}, 7):
+        path.write_text(json.dumps({**whole, "cases": [case]}))
+        with pytest.raises(ValueError, match="its case 0 lacks fields"):
+            read(path)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(capsys):
     assert run.main(["--device", "cuda"]) == 2

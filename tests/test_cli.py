@@ -33,6 +33,10 @@ def test_bench_is_the_benchmarks_run(capsys):
         "block Toy block fp32 batch 1",
     ]
     assert cli.main(["bench", "--suite", "toy", "--only", "nothing of that name"]) == 2
+    for command in ("report", "compare"):
+        with pytest.raises(SystemExit):
+            cli.main(["bench", command, "--help"])
+        assert f"usage: vit-fast bench {command}" in capsys.readouterr().out
     for argv in (["bench", "--nonsense"], ["doctor", "--list"], ["bench", "--suite", "none"]):
         with pytest.raises(SystemExit) as stop:
             cli.main(argv)

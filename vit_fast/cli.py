@@ -154,10 +154,12 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from vit_fast.benchmarks import __main__, run
+    from vit_fast.benchmarks import compare, report, run
 
-    if args.rest[:1] in (["report"], ["compare"]):
-        return __main__.main(args.rest)
+    for command in (report, compare):
+        name = command.__name__.rpartition(".")[2]
+        if args.rest[:1] == [name]:
+            return command.main(args.rest[1:], prog=f"vit-fast bench {name}")
     return run.main(args.rest, prog="vit-fast bench")
 
 
