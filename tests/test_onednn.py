@@ -187,3 +187,11 @@ def test_the_whole_model_runs_on_it():
     fast = vit.features(pixels, **asked).logits
     vit.ops = torch_ops()
     torch.testing.assert_close(fast, vit.features(pixels, **asked).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", onednn.DTYPES)
+def test_attention_that_runs_is_not_wrong(dtype):
+    """Its own tests are skipped where its trial has failed: that may be for what PyTorch lacks, not for what is off."""
+    from vit_fast import onednn_attention
+
+    assert "is off by" not in onednn_attention.why_not(dtype)
