@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 MIB = 1 << 20
+LEAST_S = 0.5  # of counting processor time, a tick of which is 10 ms
 SMI = {"clocks.sm": "mhz", "clocks.mem": "memory_mhz", "power.draw": "watts", "temperature.gpu": "celsius"}  # fmt: skip
 
 
@@ -74,7 +75,12 @@ class Busy:
         return cls((user + nice + system + irq + soft) / tick, steal / tick, own)
 
     def foreign(self, before: "Busy", seconds: float) -> float:
-        """The share of all processors that was not this process's while it might have used them."""
+        """The share of all processors that was not this process's while it might have used them.
+
+        0 of less than LEAST_S: the machine counts in ticks of 10 ms, and one of them would be a crowd.
+        """
+        if seconds < LEAST_S:
+            return 0.0
         taken = (self.everyone - before.everyone) - (self.own - before.own)
         return max(0.0, taken + self.stolen - before.stolen) / (seconds * (os.cpu_count() or 1))
 
