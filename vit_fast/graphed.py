@@ -11,6 +11,7 @@ from vit_fast.embedding import PatchEmbed
 from vit_fast.graphs import Answer, GraphCache, Graphs
 from vit_fast.layers import Attention, LayerNorm, Linear, Mlp
 from vit_fast.ops import Ops
+from vit_fast.parts import encode_in_parts
 from vit_fast.pixels import Patches
 from vit_fast.pooling import AttentionPool
 from vit_fast.recorder import CudaRecorder
@@ -72,7 +73,7 @@ class Graphed(nn.Module):
             or torch.jit.is_tracing()
             or global_hooks_are_set()
         ):
-            return self.encode(pixels.to(dtype), ops, rows, keep)
+            return encode_in_parts(self, pixels.to(dtype), ops, rows, keep)
         cache = self._graphs
         if cache is None or not cache.belongs_to(self):
             with _making:
