@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from . import cold_start, subjects
+from .case import Case
 from .host import Busy, clocks
 from .measured import compare, described, disturbed
 from .method import Method, statistics
 from .prepared import empty_row, in_words
-from .registry import Case
 from .results import Case as Found
 from .results import Row
 from .task import DTYPES

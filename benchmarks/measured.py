@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from .case import Case
 from .host import Busy, clocks
 from .measure import quantile
 from .method import Method, Sampler, in_turn, rest, sampler, statistics
 from .prepared import Prepared, against, empty_row, fail, in_words
-from .registry import Case
 from .results import Case as Found
 from .results import timed
 from .task import Task, Unavailable, ordinary_tensors

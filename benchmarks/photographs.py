@@ -23,7 +23,7 @@ from . import subjects
 from .task import DTYPES, Program, Task, Unavailable, accelerated
 
 if TYPE_CHECKING:
-    from .registry import Case
+    from .case import Case
 
 PHOTOGRAPHS = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")
 

@@ -1,17 +1,11 @@
-"""What is measured, as data: a Case is one computation on one device, and the programs that are compared in it.
+"""What is measured, as data: the cases of each suite.
 
 Every front end (`python -m benchmarks run`, `vit-fast bench`, `pytest benchmarks`) takes its cases from here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
-from vit_fast.workload import Operation, operations
-
-from .subjects import SUBJECTS, Subject
-
-ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
+from .case import NORM, Case
 
 OURS = ("vit-fast", "vit-fast ViT")
 HF = ("transformers, eager", "transformers, sdpa")
@@ -34,80 +28,21 @@ GPU_RIVALS = (
     "torch.compile max-autotune",
     "timm, torch.compile",
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """layer, subject, what, dtype, batch, cache: as in results.py. The baseline is the first of `programs`.
-
-    programs of an ablation: empty, its steps are those of the device's table of operations (tasks.steps).
-    """
-
-    layer: str
-    subject: str
-    what: str
-    dtype: str
-    batch: int
-    programs: tuple[str, ...]
-    cache: str = "warm"
-
-    @property
-    def of(self) -> Subject:
-        return SUBJECTS[self.subject]
-
-    @property
-    def name(self) -> str:
-        words = [self.of.title, self.what, self.dtype, f"batch {self.batch}"]
-        if self.layer != "model":
-            words.insert(0, self.layer)
-        if self.cache == "cold":
-            words.append("cold cache")
-        return " ".join(words)
-
-    @property
-    def baseline(self) -> str:
-        return self.programs[0]
-
-    @property
-    def scenario(self) -> str:
-        return "single stream" if self.batch == 1 else "offline"
-
-    @cached_property
-    def operations(self) -> tuple[Operation, ...]:
-        return tuple(operations(self.of.model, self.batch, ITEMSIZE[self.dtype]))
-
-    @cached_property
-    def operation(self) -> Operation | None:
-        """Of an operation's case, with its shape; "fc1" with its activation, "proj" and "fc2" with the residual."""
-        found = [o for o in self.operations if o.name == self.what]
-        return found[0] if self.layer == "operation" else None
-
-    @property
-    def flops(self) -> float | None:
-        """Of a call that computes all tokens, heads and processors not counted, whatever a program leaves out.
-
-        Where the class token alone is asked for, a program that leaves rows of its last block out does less.
-        """
-        if self.layer == "cold start":
-            return None
-        if self.operation is not None:
-            return self.operation.flops or None
-        if self.layer == "block":
-            inside = [o for o in self.operations if o.op != "patch_embed"]
-            return sum(o.flops * o.count for o in inside) / self.of.model.depth
-        return sum(o.flops * o.count for o in self.operations)
-
-    @property
-    def bytes(self) -> float | None:
-        return self.operation and self.operation.bytes
-
-    @property
-    def count(self) -> int | None:
-        """How often a forward pass has this operation."""
-        return self.operation and self.operation.count
+# SDPA held to one of its backends
+BACKENDS = tuple(r for r in GPU_RIVALS if r.startswith("transformers, sdpa "))
+# of single operations, beside PyTorch's own, which are cuBLAS, cuDNN and oneDNN or MKL
+CPU_OPERATIONS = ("torch.compile", "ONNX Runtime", "OpenVINO")
+GPU_OPERATIONS = (*BACKENDS, "torch.compile", "torch.compile max-autotune")
 
 
 OPERATIONS = ("patch_embed", "layer_norm", "qkv", "attention", "proj", "fc1", "fc2")
+JOINED = ("proj" + NORM, "fc2" + NORM)
+# what ViT-B/16 has not: rotary positions, a mask, a gated hidden layer
+OTHER_OPERATIONS = {
+    "dinov3-b-16": "attention",
+    "siglip2-b-16-naflex": "attention",
+    "dinov2-g-14": "fc1",
+}
 
 
 def models(
@@ -128,15 +63,22 @@ def operation_cases(
     subject: str,
     dtype: str,
     batch: int,
+    rivals: tuple[str, ...] = (),
     caches: tuple[str, ...] = ("warm",),
     names: tuple[str, ...] = OPERATIONS,
 ) -> Iterator[Case]:
+    """rivals: beside PyTorch; SDPA's backends where there is attention alone."""
     for what in names:
+        kept = [r for r in rivals if what == "attention" or r not in BACKENDS]
         for cache in caches:
-            rivals = ("PyTorch",)
-            if what == "attention" and "cold" in caches:
-                rivals += tuple(r for r in GPU_RIVALS if r.startswith("transformers, sdpa "))
-            yield Case("operation", subject, what, dtype, batch, (*rivals, "vit-fast"), cache)
+            yield Case("operation", subject, what, dtype, batch, ("PyTorch", *kept, "vit-fast"), cache)  # fmt: skip
+
+
+def other_operations(
+    dtype: str, batch: int, rivals: tuple[str, ...], caches: tuple[str, ...] = ("warm",)
+) -> Iterator[Case]:
+    for subject, name in OTHER_OPERATIONS.items():
+        yield from operation_cases(subject, dtype, batch, rivals, caches, (name,))
 
 
 def block(subject: str, dtype: str, batch: int, rivals: tuple[str, ...]) -> Case:
@@ -161,7 +103,7 @@ def quick(device: str) -> Iterator[Case]:
     if device == "cuda":
         rivals = (*HF, "torch.compile reduce-overhead")
         yield from models({main: ("tokens",)}, ("bf16",), (1, 64), rivals)
-        yield from operation_cases(main, "bf16", 64, ("cold", "warm"))
+        yield from operation_cases(main, "bf16", 64, BACKENDS, ("cold", "warm"))
         yield block(main, "bf16", 64, HF)
         yield ablation(main, "bf16", 64)
         yield end_to_end(main, "jpeg to logits", "bf16", 1)
@@ -190,9 +132,12 @@ def full(device: str) -> Iterator[Case]:
     yield from models(main, ("fp32", "bf16"), (1, 8), CPU_RIVALS)
     for dtype in ("fp32", "bf16"):
         for batch in (1, 8):
-            yield from operation_cases("vit-b-16", dtype, batch)
+            yield from operation_cases(
+                "vit-b-16", dtype, batch, CPU_OPERATIONS, names=(*OPERATIONS, *JOINED)
+            )
             yield block("vit-b-16", dtype, batch, (*HF, "OpenVINO"))
             yield ablation("vit-b-16", dtype, batch)
+        yield from other_operations(dtype, 8, CPU_OPERATIONS)
         yield end_to_end("vit-b-16", "jpeg to logits", dtype, 1)
         yield end_to_end("vit-b-16", "uint8 to logits", dtype, 8)
     yield cold_start("vit-b-16", "fp32", ("transformers, sdpa", "torch.compile", *OURS))
@@ -228,9 +173,12 @@ def gpu(device: str) -> Iterator[Case]:
     yield from models(first, ("bf16",), (1, 8, 64, 256), GPU_RIVALS)
     yield from models(large, ("bf16",), (1, 64), GPU_RIVALS)
     for subject in ("vit-b-16", "vit-l-16"):
-        yield from operation_cases(subject, "bf16", 64, ("cold", "warm"))
+        yield from operation_cases(
+            subject, "bf16", 64, GPU_OPERATIONS, ("cold", "warm"), (*OPERATIONS, *JOINED)
+        )
         yield block(subject, "bf16", 64, (*HF, "torch.compile max-autotune"))
         yield ablation(subject, "bf16", 64)
+    yield from other_operations("bf16", 64, GPU_OPERATIONS, ("cold", "warm"))
     yield ablation("vit-b-16", "bf16", 1)
     yield end_to_end("vit-b-16", "jpeg to logits", "bf16", 1)
     yield end_to_end("vit-b-16", "uint8 to logits", "bf16", 64)

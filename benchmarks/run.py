@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from . import cold, measured
+from .case import Case
 from .measure import ROOT, commit, machine
 from .method import Method
 from .peaks import peaks
-from .registry import SUITES, Case, cases
+from .registry import SUITES, cases
 from .results import FORMAT, Results, ranked, read, slug, timed, write
 
 # seconds of timing a case

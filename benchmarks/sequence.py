@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 
 from . import cold, cold_start
+from .case import Case
 from .host import Busy, clocks
 from .measure import quantile
 from .measured import compare, described, disturbed, programs_of
 from .method import MOST_ROUNDS, SAMPLE_MS, SHARE, Method, flusher, statistics
 from .prepared import Prepared, against, empty_row, in_words, wait
-from .registry import Case
 from .results import TIMED, Results, Row, timed, write
 from .run import begun
 from .task import Task, Unavailable, ordinary_tensors

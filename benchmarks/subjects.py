@@ -77,6 +77,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "dinov2-b-14": Subject(_base("DINOv2-B/14-224", 14, "Dinov2Model"), _DINOV2, _AT_518),
     "dinov2-b-14-518": Subject(MODELS["dinov2-b-14-518"], _DINOV2),
     "dinov2-l-14-518": Subject(MODELS["dinov2-l-14-518"], _DINOV2),
+    "dinov2-g-14": Subject(MODELS["dinov2-g-14"], _DINOV2, _AT_518),
     "dinov2-b-14-registers": Subject(
         _base("DINOv2-B/14-224 registers", 14, "Dinov2WithRegistersModel", prefix=5),
         dict(tokens="Dinov2WithRegistersModel", pooled="Dinov2WithRegistersModel"),

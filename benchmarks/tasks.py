@@ -1,4 +1,4 @@
-"""Case -> Task, layer by layer: operation, block, whole model, ablation, end to end (cold_start.py is apart)."""
+"""Case -> Task, layer by layer: block, whole model and ablation; see operation.py, photographs.py and cold_start.py."""
 
 import copy
 import inspect
@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from vit_fast import ViT
 from vit_fast.layers import first
-from vit_fast.ops import Ops, choose_ops, torch_ops
+from vit_fast.ops import Ops, torch_ops
 
 from . import photographs, subjects
-from .registry import Case
+from .case import Case
+from .operation import operation, random, table
 from .task import DTYPES, Program, Task, accelerated
 
 
@@ -50,10 +51,6 @@ def with_sdpa(module: nn.Module) -> nn.Module:
     if hasattr(twin, "hf"):
         twin.hf.set_attn_implementation("sdpa")
     return twin
-
-
-def table(device: torch.device, dtype: torch.dtype, head_dim: int) -> Ops:
-    return choose_ops(device, dtype, head_dim)[0]
 
 
 def bare(module: Reader, what: str, ops: Ops | None = None) -> Program:
@@ -119,73 +116,6 @@ def block(case: Case, device: torch.device) -> Task:
         return Program(lambda x: one(x, first(one.norm1, x, ops), ops, None)[0])
 
     return Task(dtype, device, module, (x,), partial(with_sdpa, module), {"vit-fast": ours})
-
-
-class Applied(nn.Module):
-    """One operation of a table on weights of its own; what the input is, the call says."""
-
-    def __init__(self, ops: Ops, op: str, weights: tuple[Tensor | None, ...], rest: tuple) -> None:
-        super().__init__()
-        self.ops, self.op, self.rest = ops, op, rest
-        for i, w in enumerate(weights):
-            self.register_buffer(f"w{i}", w)
-        self.count = len(weights)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        weights = [getattr(self, f"w{i}") for i in range(self.count)]
-        if self.op == "linear":
-            x, *residual = inputs
-            return self.ops.linear(x, *weights, self.rest[0], None, *residual)
-        return getattr(self.ops, self.op)(*inputs, *weights, *self.rest)
-
-    def on(self, ops: Ops) -> Program:
-        weights = tuple(getattr(self, f"w{i}") for i in range(self.count))
-        if ops.pack is not None and self.op == "linear":
-            weights = (ops.pack(weights[0]), *weights[1:])
-        return Program(Applied(ops, self.op, weights, self.rest))
-
-
-def operation(case: Case, device: torch.device) -> Task:
-    dtype, o = DTYPES[case.dtype], case.operation
-    s = o.shape
-    ops = table(device, dtype, case.of.model.head_dim)
-
-    def weight(*shape: int, over: float = 1.0) -> Tensor:
-        return (random(*shape, seed=2) / over**0.5).to(device, dtype)
-
-    match o.op:
-        case "linear":
-            inputs = (random(s["M"], s["K"]),)
-            if s["residual"]:
-                inputs += (random(s["M"], s["N"], seed=3),)
-            weights, rest = (
-                (weight(s["N"], s["K"], over=s["K"]), weight(s["N"])),
-                (s["activation"],),
-            )
-        case "layer_norm":
-            inputs = (random(s["M"], s["N"]),)
-            weights, rest = (weight(s["N"]), weight(s["N"])), (1e-6,)
-        case "attention":
-            # as the runtime has them: views of one product
-            qkv = random(s["B"], s["N"], 3, s["H"], s["D"]).to(device, dtype)
-            inputs = qkv.unbind(2)
-            weights, rest = (), (s["D"] ** -0.5,)
-        case "patch_embed":
-            side, K = s["P"] * s["G"], s["C"] * s["P"] ** 2
-            inputs = (random(s["B"], s["C"], side, side),)
-            prefix = weight(s["R"], s["D"]) if s["R"] else None
-            weights = weight(s["D"], K, over=K), weight(s["D"]), prefix, weight(s["G"] ** 2, s["D"])
-            rest = (s["P"],)
-        case _:
-            raise ValueError(f"no case for the operation {o.op}")
-    module = Applied(torch_ops(), o.op, weights, rest)
-    inputs = tuple(x.to(device, dtype) for x in inputs)
-    ours = {"vit-fast": lambda: module.on(ops)}
-    return Task(dtype, device, module, inputs, lambda: copy.deepcopy(module), ours)
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 TASKS = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from .registry import Case, cases
+from .case import Case
+from .registry import cases
 from .sequence import Suite
 
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from benchmarks import prepared as preparing
 from benchmarks import tasks
+from benchmarks.case import Case
 from benchmarks.measured import measure
 from benchmarks.method import Method
 from benchmarks.prepared import prepare
-from benchmarks.registry import Case, cases, operation_cases
+from benchmarks.registry import JOINED, cases, operation_cases
 from benchmarks.results import NUMBERS
 from benchmarks.rivals import RIVALS
 from benchmarks.task import Program, Task, Unavailable, judge
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 FEW = Method(seconds=0.0, least_rounds=2, pause_ms=0.0)
 PEAKS = {"fp32": {"measured_tflops": 0.5, "nominal_tflops": None}, "copy_gbps": 10.0}
 TOY = [c for c in cases("toy", "cpu") if not (c.layer == "model" and c.batch == 2)]
-TOY += operation_cases("toy", "fp32", 1, names=("patch_embed", "attention", "fc1", "fc2"))
+TOY += operation_cases("toy", "fp32", 1, names=("patch_embed", "attention", "fc1", "fc2", *JOINED))
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.case import Case
 from benchmarks.method import Method
 from benchmarks.prepared import empty_row
-from benchmarks.registry import Case
 from benchmarks.results import LAYERS, TIMED, Results, read
 from benchmarks.sequence import Opened
 

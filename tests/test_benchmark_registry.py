@@ -3,7 +3,9 @@
 import pytest
 
 from benchmarks import registry, subjects
-from benchmarks.registry import OPERATIONS, SUITES, Case, cases
+from benchmarks.case import Case
+from benchmarks.operation import GIVEN
+from benchmarks.registry import JOINED, OPERATIONS, OTHER_OPERATIONS, SUITES, cases
 from benchmarks.results import LAYERS
 from benchmarks.rivals import RIVALS
 from vit_fast.workload import operations
@@ -29,7 +31,8 @@ def test_what_a_case_names_exists():
         if case.layer in ("model", "ablation"):
             assert case.what in case.of.classes and case.what in subjects.FIELDS
         if case.layer == "operation":
-            assert case.what in OPERATIONS and case.operation.name == case.what
+            assert case.what in (*OPERATIONS, *JOINED) and case.operation.name == case.what
+            assert case.operation.op in GIVEN
 
 
 def test_every_layer_and_every_rival_has_a_case():
@@ -72,6 +75,25 @@ def test_flops_are_those_of_the_operations():
     norm = Case("operation", "vit-b-16", "layer_norm", "fp32", 2, ("PyTorch",))
     assert norm.flops is None and norm.bytes == 4 * (2 * 2 * 197 * 768 + 2 * 768)
     assert Case("cold start", "vit-b-16", "first answer", "fp32", 1, ("PyTorch",)).flops is None
+
+
+def test_a_linear_layer_with_the_norm_behind_it():
+    """Read x, weights and residual once, write the sum and its normalized rows once; not a call of its own."""
+    M, N, K = 2 * 197, 768, 3072
+    joined = Case("operation", "vit-b-16", "fc2, layer_norm", "fp32", 2, ("PyTorch",))
+    assert joined.bytes == 4 * (M * K + N * K + N + M * N + 2 * M * N + 2 * N)
+    assert joined.flops == 2 * M * N * K and joined.count is None
+    assert joined.operation.op == "linear_norm"
+
+
+def test_every_kind_of_operation_has_a_case():
+    for of in (("full", "cpu"), ("gpu", "cuda")):
+        found = [case for case in ALL[of] if case.layer == "operation"]
+        assert {case.operation.op for case in found} == set(GIVEN)
+        others = {case.subject: case for case in found if case.subject in OTHER_OPERATIONS}
+        assert set(others) == set(OTHER_OPERATIONS)
+        assert others["dinov3-b-16"].of.model.rope
+        assert others["dinov2-g-14"].operation.op == "gated"
 
 
 def test_scenarios_are_those_of_mlperf():

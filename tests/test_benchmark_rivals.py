@@ -5,8 +5,8 @@ import builtins
 import pytest
 import torch
 
+from benchmarks.case import Case
 from benchmarks.prepared import prepare
-from benchmarks.registry import Case
 from benchmarks.rivals import RIVALS
 from benchmarks.rivals.compiled import behind_compile
 from benchmarks.rivals.eager import sdpa

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import cold_start, measured, run, tasks
+from benchmarks import cold_start, measured, operation, run
 from benchmarks.registry import cases
 from benchmarks.results import LAYERS, NUMBERS, read
 
@@ -49,20 +49,20 @@ def test_a_run_writes_a_results_file(tmp_path, capsys):
 
 
 def test_what_is_wrong_fails_the_run_and_a_time_does_not(tmp_path, monkeypatch, capsys):
-    real = tasks.Applied.on
+    real = operation.Applied.on
 
-    def slow_and_right(self, ops):
-        program = real(self, ops)
+    def slow_and_right(self, *args):
+        program = real(self, *args)
         return type(program)(lambda *x: [program.call(*x) for _ in range(9)][-1])
 
-    monkeypatch.setattr(tasks.Applied, "on", slow_and_right)
+    monkeypatch.setattr(operation.Applied, "on", slow_and_right)
     assert command(tmp_path, "--only", "qkv") == 0
 
-    def wrong(self, ops):
-        program = real(self, ops)
+    def wrong(self, *args):
+        program = real(self, *args)
         return type(program)(lambda *x: program.call(*x) * 1.0001)
 
-    monkeypatch.setattr(tasks.Applied, "on", wrong)
+    monkeypatch.setattr(operation.Applied, "on", wrong)
     assert command(tmp_path, "--only", "qkv") == 1
     (row,) = (r for r in read(tmp_path / "toy.json")["cases"][0]["rows"] if r["ours"])
     assert row["status"] == "wrong" and row["p50_ms"] is None

@@ -72,10 +72,7 @@ class Linear(nn.Module):
         """x [..., K] -> [..., N / 2], activation(gate) * up; the first half of the features is the gate."""
         weights = self._half_weight(0, ops), self._half_weight(1, ops)
         biases = self._half("bias", 0), self._half("bias", 1)
-        if ops.gated is not None:
-            return ops.gated(x, *weights, *biases, activation)
-        gate = ops.linear(x, weights[0], biases[0], activation=activation)
-        return gate * ops.linear(x, weights[1], biases[1])
+        return gated(x, ops, weights, biases, activation)
 
     def _half(self, name: str, i: int) -> Tensor | None:
         parts, whole = self._parts.get(name), getattr(self, name)
@@ -126,6 +123,20 @@ class Linear(nn.Module):
 
         key = ops.pack if out is None else (ops.pack, out.start, out.stop)
         return self._derived.get(key, parts, build)
+
+
+def gated(
+    x: Tensor,
+    ops: Ops,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    activation: str,
+) -> Tensor:
+    """Of the gate and of what it lets through, each as Ops.gated has it."""
+    if ops.gated is not None:
+        return ops.gated(x, *weights, *biases, activation)
+    gate = ops.linear(x, weights[0], biases[0], activation=activation)
+    return gate * ops.linear(x, weights[1], biases[1])
 
 
 class LayerScale(nn.Module):

@@ -33,11 +33,15 @@ def draw(results: Results, programs: dict[str, Look], folder: Path) -> list[Pict
             found.setdefault(
                 (case["title"], case["dtype"], case["batch"], case["cache"]), []
             ).append(case)
+    kept = ((key, once(cases)) for key, cases in found.items())
     return [
-        picture(results, key, cases, programs, folder)
-        for key, cases in found.items()
-        if len(cases) >= 2
+        picture(results, key, cases, programs, folder) for key, cases in kept if len(cases) >= 2
     ]
+
+
+def once(cases: list[Case]) -> list[Case]:
+    """Those that a forward pass is made of: one that joins two of them has no count, and would be added up twice."""
+    return [c for c in cases if c.get("count") is not None] or cases
 
 
 def calls(cases: list[Case]) -> list[int] | None:
