@@ -77,8 +77,10 @@ def operation_cases(
 def other_operations(
     dtype: str, batch: int, rivals: tuple[str, ...], caches: tuple[str, ...] = ("warm",)
 ) -> Iterator[Case]:
+    """Of 1536 channels in 16 bits alone: in fp32 a product by oneDNN misses the accuracy rule there (LOG.md)."""
     for subject, name in OTHER_OPERATIONS.items():
-        yield from operation_cases(subject, dtype, batch, rivals, caches, (name,))
+        if dtype != "fp32" or name == "attention":
+            yield from operation_cases(subject, dtype, batch, rivals, caches, (name,))
 
 
 def block(subject: str, dtype: str, batch: int, rivals: tuple[str, ...]) -> Case:
@@ -130,6 +132,8 @@ def full(device: str) -> Iterator[Case]:
     }
     head = {"vit-b-16": ("logits",), "siglip-b-16": ("pooled",), "dinov2-b-14": ("pooled",)}
     yield from models(main, ("fp32", "bf16"), (1, 8), CPU_RIVALS)
+    many = (*HF, "OpenVINO", "OpenVINO streams")
+    yield from models({"vit-b-16": ("tokens",)}, ("fp32", "bf16"), (32,), many)
     for dtype in ("fp32", "bf16"):
         for batch in (1, 8):
             yield from operation_cases(

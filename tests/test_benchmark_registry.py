@@ -54,7 +54,7 @@ def test_what_the_issue_of_a_table_is():
     found = {
         (case.subject, case.dtype, case.batch): case
         for case in ALL["full", "cpu"]
-        if case.layer == "model" and case.what == "tokens"
+        if case.layer == "model" and case.what == "tokens" and case.batch <= 8
     }
     assert set(found) == asked
     for case in found.values():
