@@ -1,21 +1,17 @@
 """A large batch on a CPU goes through the encoder part by part: parts.py."""
 
-import os
-import platform
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTModel
 
 import vit_fast
-from models import NAFLEX, NORM, SPEC, hf_model, images, patches, randomize
+from models import NAFLEX, NORM, SPEC, hf_model, images, no_gradient, patches, randomize
 from vit_fast import ViT, parts, torch_ops
-from vit_fast.parts import BLOCK, counts
 from vit_fast.pixels import Patches
 
 ROWS = SPEC.tokens()
@@ -70,38 +66,14 @@ def flat(features: object) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "batch, rows, spec, itemsize, expected",
-    [
-        (1, ROWS, SPEC, 4, [1]),
-        (0, ROWS, SPEC, 4, [0]),
-        (BLOCK // IMAGE, ROWS, SPEC, 4, [BLOCK // IMAGE]),
-        (BLOCK // IMAGE + 1, ROWS, SPEC, 4, [(BLOCK // IMAGE + 2) // 2, (BLOCK // IMAGE + 1) // 2]),
-        # ViT-B/16-224: 2.4 MB an image behind fc1 in fp32
-        (8, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 4, [8]),
-        (32, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 4, [11, 11, 10]),
-        (32, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 2, [16, 16]),
-        # 13 fit, not 14
-        (27, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 4, [9, 9, 9]),
-        # ViT-S/32-224: the pixels of a patch are more than what is behind fc1
-        (64, 50, replace(SPEC, patch=32, heads=6, head_dim=64, mlp_dim=1536), 4, [32, 32]),
-        (2, 0, SPEC, 4, [2]),
-        # an image alone may be more
-        (3, 10_000, replace(SPEC, mlp_dim=8192), 4, [1, 1, 1]),
-    ],
-)  # fmt: skip
-def test_counts(batch, rows, spec, itemsize, expected):
-    assert counts(batch, rows, spec, itemsize) == expected
-
-
-@pytest.mark.parametrize("rows", [50, 197, 257, 577, 1370])
-def test_every_part_fits_and_one_less_would_not(rows):
-    spec = replace(SPEC, heads=12, head_dim=64, mlp_dim=3072)
-    image = rows * 3072 * 4
-    for batch in range(1, 130):
-        found = counts(batch, rows, spec, 4)
-        assert sum(found) == batch and max(found) - min(found) <= 1
-        assert max(found) * image <= BLOCK
-        assert len(found) == 1 or -(-batch // (len(found) - 1)) * image > BLOCK
+    "side, batch, expected_batches",
+    [(32, 16, [16]), (32, 17, [9, 8]), (64, 4, [4]), (64, 5, [3, 2])],
+)
+def test_all_tokens_of_this_size_count(monkeypatch, batches, side, batch, expected_batches):
+    monkeypatch.setattr(parts, "BLOCK", 16 * IMAGE)
+    with torch.inference_mode():
+        vit()(images(batch, 3, side, side))
+    assert batches == expected_batches
 
 
 @pytest.mark.parametrize(
@@ -225,20 +197,50 @@ def test_a_derived_class_and_tensors_of_another_class_see_the_whole_batch(small,
     assert batches == [7, 7]
 
 
-def test_gradients_and_transforms_see_the_whole_batch(small, batches):
+def test_gradients_transforms_and_counters_see_the_whole_batch(small, batches):
     model, pixels = vit(), images(7, 3, 32, 32)
-    model(pixels).sum().backward()
-    assert model.blocks[0].mlp.fc1.weight.grad is not None and batches == [7]
-    with torch.no_grad():
-        torch.func.vmap(model)(pixels[:, None])
-    assert batches == [7, 1]
-
-
-def test_without_a_gradient_but_with_grad_mode_on(small, batches):
-    model = vit().requires_grad_(False)
     model.ops = torch_ops()
-    model(images(7, 3, 32, 32))
+    model(pixels).sum().backward()
+    assert model.blocks[0].mlp.fc1.weight.grad is not None
+    with torch.no_grad(), FlopCounterMode(display=False):
+        model(pixels)
+    with torch.no_grad():
+        torch.func.vmap(model)(pixels[None])
+    assert batches == [7, 7, 7]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_of_the_whole_batch(small):
+    model, pixels = vit(), images(9, 3, 32, 32)
+    model.ops = torch_ops()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, pixels[:7], check_trace=False)
+        torch.testing.assert_close(traced(pixels), model(pixels), rtol=0, atol=2e-5)
+
+
+def test_a_compiled_model_sees_the_whole_batch(small, batches):
+    with torch.inference_mode():
+        torch.compile(vit(), backend="eager", fullgraph=True)(images(7, 3, 32, 32))
     assert batches == [7]
+
+
+@pytest.mark.parametrize("ops, expected", [(torch_ops(), [7]), (no_gradient(), [3, 2, 2])])
+def test_without_a_gradient_but_with_grad_mode_on(small, batches, ops, expected):
+    model = vit().requires_grad_(False)
+    model.ops = ops
+    model(images(7, 3, 32, 32))
+    assert batches == expected
+
+
+def test_other_devices_are_not_for_parts():
+    assert parts.stay_apart(torch.empty(2), no_gradient())
+    assert not parts.stay_apart(torch.empty(2, device="meta"), no_gradient())
+
+
+def test_no_more_rows_than_asked_for(small, batches):
+    with torch.inference_mode():
+        y, kept = vit().run(images(7, 3, 32, 32), torch_ops(), rows=1)
+    assert batches == [3, 2, 2] and y.shape == (7, 1, SPEC.dim) and not kept
 
 
 def test_the_answer_is_no_view_of_a_larger_tensor(small):
@@ -247,38 +249,3 @@ def test_the_answer_is_no_view_of_a_larger_tensor(small):
         found = flat(vit().features(images(7, 3, 32, 32), hidden_states=True))
     for t in found:
         assert t.untyped_storage().nbytes() == t.numel() * t.element_size()
-
-
-def test_the_heap_is_led_to_keep_more_whatever_the_batch(monkeypatch):
-    calls = []
-    monkeypatch.setattr(parts, "keep_heap", lambda: calls.append(None))
-    with torch.inference_mode():
-        vit()(images(1, 3, 32, 32))
-    assert len(calls) == 1
-
-
-SCRIPT = """
-import resource, torch
-from vit_fast.parts import keep_heap
-with torch.device("meta"):
-    keep_heap()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        blocks = [torch.ones(14 << 20, dtype=torch.uint8) for _ in range(4)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults() * resource.getpagesize())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="malloc may be another library's")
-def test_the_heap_keeps_what_was_freed():
-    # any of these settings turns off what keep_heap makes use of
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
-    run = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, env=env)
-    # of 560 MiB; all of them without it, in most processes
-    assert int(done.stdout) < 60 << 20
