@@ -94,3 +94,18 @@ def test_the_heap_keeps_what_was_freed():
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=env)
     # of 560 MiB; all of them without it, in most processes
     assert int(done.stdout) < 60 << 20
+
+
+LIMITED = """
+import resource
+from vit_fast.parts import keep_heap
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (16 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+keep_heap()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_without_room_for_a_block_goes_on():
+    subprocess.run([sys.executable, "-c", LIMITED], check=True)
