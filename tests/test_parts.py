@@ -1,19 +1,18 @@
 """A large batch on a CPU goes through the encoder part by part: parts.py."""
 
-import platform
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTModel
 
 import vit_fast
-from models import NAFLEX, NORM, SPEC, hf_model, images, patches, randomize
+from models import NAFLEX, NORM, SPEC, hf_model, images, no_gradient, patches, randomize
 from vit_fast import ViT, parts, torch_ops
-from vit_fast.parts import BLOCK, counts
+from vit_fast.pixels import Patches
 
 ROWS = SPEC.tokens()
 # of an image of SPEC in fp32: its widest tensor, qkv
@@ -44,10 +43,17 @@ def vit(spec=SPEC) -> ViT:
     return randomize(ViT(spec, NORM)).eval()
 
 
-def whole(model: ViT, pixels: object, **asked: bool) -> list[Tensor]:
+def alone(pixels: Tensor | Patches, i: int) -> Tensor | Patches:
+    """Image i."""
+    if isinstance(pixels, Tensor):
+        return pixels[i : i + 1]
+    return Patches(*(None if t is None else t[i : i + 1] for t in pixels))
+
+
+def one_by_one(model: ViT, pixels: Tensor | Patches, **asked: bool) -> list[Tensor]:
     """Everything that features() gives, image by image."""
     count = len(pixels if isinstance(pixels, Tensor) else pixels.pixels)
-    each = [flat(model.features(one, **asked)) for one in parts.split(pixels, [1] * count)]
+    each = [flat(model.features(alone(pixels, i), **asked)) for i in range(count)]
     return [torch.cat(tensors) for tensors in zip(*each, strict=True)]
 
 
@@ -60,22 +66,14 @@ def flat(features: object) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "batch, rows, spec, itemsize, expected",
-    [
-        (1, ROWS, SPEC, 4, [1]),
-        (0, ROWS, SPEC, 4, [0]),
-        (BLOCK // IMAGE, ROWS, SPEC, 4, [BLOCK // IMAGE]),
-        (BLOCK // IMAGE + 1, ROWS, SPEC, 4, [(BLOCK // IMAGE + 2) // 2, (BLOCK // IMAGE + 1) // 2]),
-        # ViT-B/16-224: 2.4 MB an image behind fc1 in fp32
-        (8, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 4, [8]),
-        (32, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 4, [11, 11, 10]),
-        (32, 197, replace(SPEC, heads=12, head_dim=64, mlp_dim=3072), 2, [16, 16]),
-        # an image alone may be more
-        (3, 10_000, replace(SPEC, mlp_dim=8192), 4, [1, 1, 1]),
-    ],
-)  # fmt: skip
-def test_counts(batch, rows, spec, itemsize, expected):
-    assert counts(batch, rows, spec, itemsize) == expected
+    "side, batch, expected_batches",
+    [(32, 16, [16]), (32, 17, [9, 8]), (64, 4, [4]), (64, 5, [3, 2])],
+)
+def test_all_tokens_of_this_size_count(monkeypatch, batches, side, batch, expected_batches):
+    monkeypatch.setattr(parts, "BLOCK", 16 * IMAGE)
+    with torch.inference_mode():
+        vit()(images(batch, 3, side, side))
+    assert batches == expected_batches
 
 
 @pytest.mark.parametrize(
@@ -97,19 +95,30 @@ def test_every_output_is_that_of_the_images_one_by_one(
     with torch.inference_mode():
         found = flat(model.features(pixels, **asked))
         assert batches == expected_batches
-        expected = whole(model, pixels, **asked)
+        expected = one_by_one(model, pixels, **asked)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5 if dtype == torch.float32 else 0.06)
 
 
-def test_the_class_token_alone_and_bytes(small, batches):
-    model = vit()
-    pixels = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+@pytest.mark.parametrize(
+    "changes, asked",
+    [
+        ({}, {"logits": True}),
+        ({"distillation_token": True, "distillation_head": True}, {"logits": True}),
+        # no row of the last norm, and a few
+        ({}, {"hidden_states": True}),
+        ({}, {"hidden_states": True, "pooled": True}),
+    ],
+)
+def test_a_few_rows_and_bytes(small, batches, changes, asked):
+    model = vit(replace(SPEC, **changes))
+    pixels = images(7, 3, 32, 32, dtype=torch.uint8)
     with torch.inference_mode():
-        (found,) = flat(model.features(pixels, tokens=False, logits=True))
-        assert batches == [3, 2, 2]
-        (expected,) = whole(model, pixels, tokens=False, logits=True)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        found = flat(model.features(pixels, tokens=False, **asked))
+        assert len(batches) > 1 and sum(batches) == 7
+        expected = one_by_one(model, pixels, tokens=False, **asked)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("grids", [[(4, 4), (2, 8), (3, 5), (1, 16), (2, 2)], [(4, 4)] * 5])
@@ -119,7 +128,7 @@ def test_images_of_several_sizes(small, batches, grids):
     with torch.inference_mode():
         found = flat(model.features(given, pooled=True))
         assert batches == [3, 2]
-        expected = whole(model, given, pooled=True)
+        expected = one_by_one(model, given, pooled=True)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
@@ -155,58 +164,88 @@ def test_no_tensor_between_layers_is_larger_than_a_block(small):
     assert max(sizes) == 3 * IMAGE == parts.BLOCK
 
 
-def test_hooks_see_the_whole_batch(small, batches):
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda model, hook: model.blocks[0].register_forward_hook(hook),
+        lambda model, hook: register_module_forward_hook(
+            lambda module, *rest: hook(module, *rest) if module is model.blocks[0] else None
+        ),
+    ],
+    ids=["of a block", "of all modules"],
+)
+def test_hooks_see_the_whole_batch(small, batches, register):
     model, seen = vit(), []
-    model.blocks[0].register_forward_hook(lambda module, args, y: seen.append(len(args[0])))
-    with torch.inference_mode():
+    handle = register(model, lambda module, args, y: seen.append(len(args[0])))
+    with handle, torch.inference_mode():
         model(images(7, 3, 32, 32))
     assert seen == batches == [7]
 
 
-def test_gradients_and_transforms_see_the_whole_batch(small, batches):
+def test_a_derived_class_and_tensors_of_another_class_see_the_whole_batch(small, batches):
+    class Derived(ViT):
+        def embed(self, pixels, ops):
+            return super().embed(pixels - pixels.mean(0), ops)
+
+    class Shard(Tensor):
+        pass
+
+    pixels = images(7, 3, 32, 32)
+    with torch.inference_mode():
+        Derived(SPEC)(pixels)
+        vit()(pixels.as_subclass(Shard))
+    assert batches == [7, 7]
+
+
+def test_gradients_transforms_and_counters_see_the_whole_batch(small, batches):
     model, pixels = vit(), images(7, 3, 32, 32)
-    model(pixels).sum().backward()
-    assert model.blocks[0].mlp.fc1.weight.grad is not None and batches == [7]
-    with torch.no_grad():
-        torch.func.vmap(model)(pixels[:, None])
-    assert batches == [7, 1]
-
-
-def test_without_a_gradient_but_with_grad_mode_on(small, batches):
-    model = vit().requires_grad_(False)
     model.ops = torch_ops()
-    model(images(7, 3, 32, 32))
+    model(pixels).sum().backward()
+    assert model.blocks[0].mlp.fc1.weight.grad is not None
+    with torch.no_grad(), FlopCounterMode(display=False):
+        model(pixels)
+    with torch.no_grad():
+        torch.func.vmap(model)(pixels[None])
+    assert batches == [7, 7, 7]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_of_the_whole_batch(small):
+    model, pixels = vit(), images(9, 3, 32, 32)
+    model.ops = torch_ops()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, pixels[:7], check_trace=False)
+        torch.testing.assert_close(traced(pixels), model(pixels), rtol=0, atol=2e-5)
+
+
+def test_a_compiled_model_sees_the_whole_batch(small, batches):
+    with torch.inference_mode():
+        torch.compile(vit(), backend="eager", fullgraph=True)(images(7, 3, 32, 32))
     assert batches == [7]
+
+
+@pytest.mark.parametrize("ops, expected", [(torch_ops(), [7]), (no_gradient(), [3, 2, 2])])
+def test_without_a_gradient_but_with_grad_mode_on(small, batches, ops, expected):
+    model = vit().requires_grad_(False)
+    model.ops = ops
+    model(images(7, 3, 32, 32))
+    assert batches == expected
+
+
+def test_other_devices_are_not_for_parts():
+    assert parts.stay_apart(torch.empty(2), no_gradient())
+    assert not parts.stay_apart(torch.empty(2, device="meta"), no_gradient())
+
+
+def test_no_more_rows_than_asked_for(small, batches):
+    with torch.inference_mode():
+        y, kept = vit().run(images(7, 3, 32, 32), torch_ops(), rows=1)
+    assert batches == [3, 2, 2] and y.shape == (7, 1, SPEC.dim) and not kept
 
 
 def test_the_answer_is_no_view_of_a_larger_tensor(small):
     """Of what the caller keeps, nothing else hangs on."""
-    model = vit()
     with torch.inference_mode():
-        y = model.features(images(7, 3, 32, 32), tokens=False, pooled=True).pooled
-    assert y.untyped_storage().nbytes() == y.numel() * y.element_size()
-
-
-SCRIPT = """
-import resource, sys, torch
-from vit_fast.parts import keep_heap
-if sys.argv[1] == "kept":
-    keep_heap()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        blocks = [torch.ones(14 << 20, dtype=torch.uint8) for _ in range(4)]
-        del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
-def test_the_heap_keeps_what_was_freed():
-    def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True)
-        return int(done.stdout)
-
-    assert faults("kept") < 1000
+        found = flat(vit().features(images(7, 3, 32, 32), hidden_states=True))
+    for t in found:
+        assert t.untyped_storage().nbytes() == t.numel() * t.element_size()

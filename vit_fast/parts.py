@@ -3,9 +3,10 @@
 glibc's malloc maps a block of more than 32 MiB anew at each call, and gives the top of its heap back beyond twice the
 largest block that was ever mapped and freed. The kernel then clears every page again when it is touched: 440,000
 pages, an eighth of the time, in a forward pass of 32 images of a ViT-B in fp32 (benchmarks/LOG.md). So no tensor
-between two layers is larger than that, and the heap is told to keep two such blocks.
+between two layers is larger than that, and the heap is led to keep nearly twice as much.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -19,6 +20,7 @@ from vit_fast.ops import Ops
 from vit_fast.pixels import Patches
 from vit_fast.runtime import mode_forbids
 from vit_fast.spec import ViTSpec
+from vit_fast.watch import global_hooks_are_set
 
 if TYPE_CHECKING:
     from vit_fast.model import ViT
@@ -32,7 +34,9 @@ Answer = tuple[Tensor, dict[int | str, Tensor]]
 @functools.cache
 def keep_heap() -> None:
     """Maps a block and frees it, untouched: from there on glibc keeps twice as much. Other allocators do as they do."""
-    torch.empty(BLOCK, dtype=torch.uint8)
+    # a process that is bound to less address space goes on without; on the CPU whatever the default device
+    with contextlib.suppress(RuntimeError):
+        torch.empty(BLOCK, dtype=torch.uint8, device="cpu")
 
 
 def counts(batch: int, rows: int, spec: ViTSpec, itemsize: int) -> list[int]:
@@ -40,14 +44,17 @@ def counts(batch: int, rows: int, spec: ViTSpec, itemsize: int) -> list[int]:
 
     rows: tokens of an image.
     """
-    widest = rows * max(spec.mlp_dim, 3 * spec.inner_dim, spec.dim) * itemsize
-    parts = min(max(batch, 1), math.ceil(batch * widest / BLOCK) or 1)
+    # behind fc1, behind qkv, between blocks, and the patches before the first one
+    width = max(spec.mlp_dim, 3 * spec.inner_dim, spec.dim, spec.channels * spec.patch**2)
+    most = max(BLOCK // (rows * width * itemsize or 1), 1)
+    parts = max(math.ceil(batch / most), 1)
     return [batch // parts + (i < batch % parts) for i in range(parts)]
 
 
-def may_split(pixels: Tensor | Patches, ops: Ops) -> bool:
-    """Images are split where they stay apart: not in what records, transforms or counts a forward pass."""
-    if pixels.device.type != "cpu" or torch.jit.is_tracing():
+def stay_apart(images: Tensor, ops: Ops) -> bool:
+    """Whether images may be split: not in what records, transforms or counts a forward pass."""
+    # a tensor of another class may be one shard of a batch, or count what is done with it
+    if images.device.type != "cpu" or type(images) is not Tensor or torch.jit.is_tracing():
         return False
     return not ops.differentiable or not (torch.is_grad_enabled() or mode_forbids())
 
@@ -60,15 +67,15 @@ def encode_in_parts(
     keep: Collection[int | str],
 ) -> Answer:
     """vit.encode(pixels, ops, rows, keep), the whole batch at once where that is no matter, or not to be split."""
-    if not may_split(pixels, ops):
-        return vit.encode(pixels, ops, rows, keep)
-    keep_heap()
     several = type(pixels) is Patches
     images = pixels.pixels if several else pixels
+    if not stay_apart(images, ops):
+        return vit.encode(pixels, ops, rows, keep)
+    keep_heap()
     tokens = images.shape[1] if several else vit.spec.tokens(tuple(images.shape[-2:]))
     parts = counts(len(images), tokens, vit.spec, vit.dtype.itemsize)
-    # a hook inside would be called for each part
-    if len(parts) == 1 or not vit.layers_are_plain():
+    # a hook inside, or a derived class's own encode, would be called for each part
+    if len(parts) == 1 or not vit.is_plain() or global_hooks_are_set():
         return vit.encode(pixels, ops, rows, keep)
     room: Answer | None = None
     for part, place in zip(split(pixels, parts), places(parts), strict=True):
