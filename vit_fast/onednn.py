@@ -5,7 +5,13 @@ some, more than half on others); oneDNN does not, and takes the activation into 
 private to PyTorch, `torch.ops.mkldnn._reorder_linear_weight` and `_linear_pointwise`, the ones that Inductor
 compiles to. Their fused residual ("add") is not used: it costs 3 ms a call, whatever the size, and a separate
 addition 0.03 to 0.5 (benchmarks/LOG.md).
+
+In fp32 oneDNN adds up 1024 to 2048 products in one go, with more than twice the rounding error of MKL's sums, which is
+more than the accuracy rule allows. Weights of that many channels are packed in two halves, and multiplied in two
+products.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +27,8 @@ FUSED = {
     "gelu_tanh": ("gelu", "tanh"),
     "silu": ("swish", ""),
 }
+# channels of a product in fp32 that is made of two
+TOO_LONG = range(1025, 2048)
 # the row count a weight is packed for; the layout is the same for any (benchmarks/LOG.md)
 ROWS = 1024
 
@@ -40,8 +48,32 @@ def why_not(dtype: torch.dtype) -> str:
     return ""
 
 
-def pack(weight: Tensor) -> Tensor:
-    """weight [N, K] -> the same in oneDNN's layout: an opaque tensor that is neither copied, moved nor pickled."""
+class Halves(NamedTuple):
+    """A weight [N, K] in oneDNN's layout, the first K / 2 channels and the others, of bytes as a tensor has them."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.lower.nbytes + self.upper.nbytes
+
+    @property
+    def is_cuda(self) -> bool:
+        return False
+
+
+def pack(weight: Tensor) -> Tensor | Halves:
+    """weight [N, K] -> the same in oneDNN's layout: an opaque tensor that is neither copied, moved nor pickled.
+
+    Two of them, of K / 2 channels each, where linear() multiplies twice.
+    """
+    if weight.dtype == torch.float32 and weight.shape[1] in TOO_LONG:
+        return Halves(*(_reordered(half) for half in weight.tensor_split(2, dim=1)))
+    return _reordered(weight)
+
+
+def _reordered(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
 
 
@@ -73,9 +105,25 @@ def _linear(
     y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
     if activation == "quick_gelu":
         _quick_gelu_(y)
+    return _added(y, scale, residual)
+
+
+def _added(y: Tensor, scale: Tensor | None, residual: Tensor | None) -> Tensor:
+    """residual + scale * y, in y's memory"""
     if scale is None:
         return y if residual is None else y.add_(residual)
     return y.mul_(scale) if residual is None else torch.addcmul(residual, y, scale, out=y)
+
+
+def _activate_(y: Tensor, activation: str | None) -> None:
+    """In place, as FUSED has them."""
+    match activation:
+        case "gelu" | "gelu_tanh":
+            torch.ops.aten.gelu_(y, approximate=FUSED[activation][1])
+        case "quick_gelu":
+            _quick_gelu_(y)
+        case "silu":
+            F.silu(y, inplace=True)
 
 
 def _quick_gelu_(y: Tensor) -> None:
@@ -97,3 +145,28 @@ onednn_linear = define(
     {"CPU": _linear, "MkldnnCPU": _linear},
     _fake,
 )
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | Halves,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """onednn_linear, of whatever pack() made of the weight."""
+    if not isinstance(weight, Halves):
+        return onednn_linear(x, weight, bias, activation, scale, residual)
+    name, (N, half) = "onednn_linear", weight.lower.shape
+    K = half + weight.upper.shape[1]
+    if activation not in FUSED and activation != "quick_gelu":
+        refuse(name, f"activation {activation!r} is not known, expected one of {[*FUSED]}")
+    if x.shape[-1] != K:
+        refuse(name, f"x is {tuple(x.shape)}, weight {(N, K)}: expected x [..., {K}]")
+    check_tensor(name, "scale", scale, (N,), x.device, x.dtype)
+    check_tensor(name, "residual", residual, (*x.shape[:-1], N), x.device, x.dtype)
+    y = onednn_linear(x[..., :half], weight.lower, bias)
+    y = onednn_linear(x[..., half:], weight.upper, residual=y)
+    _activate_(y, activation)
+    return _added(y, scale, residual)

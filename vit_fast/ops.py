@@ -10,6 +10,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,8 @@ class Ops:
     linear_norm(x, weight, bias, scale, residual, norm_weight, norm_bias, eps) -> y and layer_norm(y), both [..., N],
         y as `linear` gives it without activation. None: `linear`, then `layer_norm`; an ablation of one of these two
         sets it to None.
-    pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with. None: nothing to gain.
+    pack(weight [N, K]) -> what `linear` also takes in its place, and is faster with; it has nbytes and is_cuda, as a
+        tensor has. None: nothing to gain.
     folding: LayerNorm folded into the linear layer behind it. None: it is an operation of its own.
     gated(x [..., K], gate [F, K], up [F, K], gate_bias [F] or None, up_bias [F] or None, activation) -> [..., F],
         activation(x @ gate^T + gate_bias) * (x @ up^T + up_bias); gate and up may be halves of one tensor. None:
@@ -67,7 +69,7 @@ class Ops:
     attention: Callable[..., Tensor]
     differentiable: bool  # autograd works through every operation
     linear_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
-    pack: Callable[[Tensor], Tensor] | None = None
+    pack: Callable[[Tensor], Any] | None = None
     folding: Folding | None = None
     gated: Callable[..., Tensor] | None = None
 
@@ -163,12 +165,12 @@ def cpu_ops() -> Ops:
     """torch_ops() with oneDNN's linear layers and attention: CPU tensors in fp32 and bf16. See choose_ops for where."""
     if _CPU:
         return _CPU[0]
-    from vit_fast.onednn import onednn_linear, pack
+    from vit_fast.onednn import linear, onednn_linear, pack
     from vit_fast.onednn_attention import onednn_attention
 
     patch_embed = functools.partial(_patch_embed, linear=onednn_linear)
     attention = functools.partial(_attention, unmasked=onednn_attention)
-    ops = Ops("cpu", patch_embed, _layer_norm, onednn_linear, attention, False, pack=pack)
+    ops = Ops("cpu", patch_embed, _layer_norm, linear, attention, False, pack=pack)
     _CPU.append(ops)
     return ops
 
