@@ -1,12 +1,13 @@
-"""End to end: photographs as JPEG files or as decoded bytes -> logits, through transformers' image processor.
+"""End to end: photographs as JPEG files or as decoded bytes -> logits or embeddings, through transformers' processor.
 
-A program of ours takes the bytes that the processor leaves before it rescales and normalizes: both are inside its
-first kernel. The photographs are scikit-image's.
+A ViT of ours takes the bytes that the processor leaves before it rescales and normalizes: both are inside its first
+kernel. The photographs are scikit-image's.
 """
 
 import copy
 import io
 import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from vit_fast import Normalization, ViT
 
 from . import subjects
-from .task import DTYPES, Program, Task, Unavailable, accelerated
+from .task import DTYPES, Program, Task, Unavailable, accelerated, output_of
 
 if TYPE_CHECKING:
     from .case import Case
@@ -52,27 +54,61 @@ def decoded(image: bytes | np.ndarray) -> np.ndarray:
     return image
 
 
-def processor(side: int) -> Any:
-    """transformers' own for ViT; which backend it has depends on torchvision, without a word."""
+def resized(side: int) -> dict[str, Any]:
+    return {"size": {"height": side, "width": side}}
+
+
+def cropped(side: int, edge: float = 1.0) -> dict[str, Any]:
+    """The middle of an image whose shortest edge is `edge` sides."""
+    crop = {"height": side, "width": side}
+    return {"size": {"shortest_edge": round(side * edge)}, "crop_size": crop}
+
+
+def cropped_of_imagenet(side: int) -> dict[str, Any]:
+    means = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+    return cropped(side, 256 / 224) | means
+
+
+# type of an encoder -> transformers' image processor, and what it is given for images of so many pixels a side: as in
+# google/vit-base-patch16-224, google/siglip-base-patch16-224, openai/clip-vit-base-patch16 and facebook/dinov2-base
+PROCESSORS: Mapping[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "vit": ("ViTImageProcessor", resized),
+    "siglip_vision_model": ("SiglipImageProcessor", resized),
+    "clip_vision_model": ("CLIPImageProcessor", cropped),
+    "dinov2": ("BitImageProcessor", cropped_of_imagenet),
+}
+
+
+def processor(hf: PreTrainedModel, side: int) -> Any:
+    """transformers' own of a family; which backend it has depends on torchvision, without a word.
+
+    ValueError for a family that has none here.
+    """
+    family = hf.config.model_type
+    if family not in PROCESSORS:
+        raise ValueError(
+            f"no image processor for {family}, expected one of {', '.join(PROCESSORS)}"
+        )
+    cls, given = PROCESSORS[family]
     log = logging.getLogger("transformers")
     level, _ = log.level, log.setLevel(logging.ERROR)
     try:
-        return transformers.ViTImageProcessor(size={"height": side, "width": side})
+        return getattr(transformers, cls)(**given(side))
     finally:
         log.setLevel(level)
 
 
 class Pipeline(nn.Module):
-    """A list of images -> logits, as transformers' documentation has it."""
+    """A list of images -> a field of transformers' answer, as its documentation has it."""
 
-    def __init__(self, hf: PreTrainedModel, side: int) -> None:
+    def __init__(self, hf: PreTrainedModel, side: int, field: str) -> None:
         super().__init__()
-        self.hf, self.processor = hf, processor(side)
+        self.hf, self.processor, self.field = hf, processor(hf, side), field
 
     def forward(self, images: list[bytes | np.ndarray]) -> Tensor:
         arrays = [decoded(image) for image in images]
         pixels = self.processor(arrays, return_tensors="pt")["pixel_values"]
-        return self.hf(pixels.to(self.hf.device, self.hf.dtype)).logits
+        return getattr(self.hf(pixels.to(self.hf.device, self.hf.dtype)), self.field)
 
 
 def with_sdpa(module: Pipeline) -> Pipeline:
@@ -81,7 +117,7 @@ def with_sdpa(module: Pipeline) -> Pipeline:
     return twin
 
 
-def bare(module: Pipeline) -> Program:
+def bare(module: Pipeline, output: str) -> Program:
     p = module.processor
     vit = ViT.from_hf(
         module.hf, Normalization(p.rescale_factor, tuple(p.image_mean), tuple(p.image_std))
@@ -90,24 +126,28 @@ def bare(module: Pipeline) -> Program:
     def call(images: list[bytes | np.ndarray]) -> Tensor:
         arrays = [decoded(image) for image in images]
         found = p(arrays, return_tensors="pt", do_rescale=False, do_normalize=False)
-        pixels = found["pixel_values"].to(vit.device)
-        return vit.features(pixels, tokens=False, logits=True).logits
+        return output_of(vit, output, found["pixel_values"].to(vit.device))
 
     return Program(call)
 
 
 def task(case: "Case", device: torch.device) -> Task:
-    """case.what: "jpeg to logits" or "uint8 to logits", decoded photographs of their own sizes."""
+    """case.what: "jpeg to ..." or "uint8 to ...", decoded photographs of their own sizes; then one of subjects.FIELDS.
+
+    ValueError for another.
+    """
+    given, _, output = case.what.partition(" to ")
+    if given not in ("jpeg", "uint8") or output not in subjects.FIELDS:
+        outputs = ", ".join(subjects.FIELDS)
+        raise ValueError(f"end to end is 'jpeg' or 'uint8' to {outputs}; got {case.what!r}")
     dtype = DTYPES[case.dtype]
-    hf = subjects.make(case.subject, "logits").to(device, dtype)
-    module = Pipeline(hf, case.of.model.image)
+    hf = subjects.make(case.subject, output).to(device, dtype)
+    module = Pipeline(hf, case.of.model.image, subjects.FIELDS[output])
     images = photographs(case.batch)
-    if case.what.startswith("jpeg"):
-        inputs: list[Any] = [as_jpeg(image) for image in images]
-    else:
-        inputs = [np.asarray(image) for image in images]
+    read = as_jpeg if given == "jpeg" else np.asarray
+    inputs: list[Any] = [read(image) for image in images]
     ours = {
         "vit-fast": lambda: accelerated(with_sdpa(module)),
-        "vit-fast ViT": partial(bare, module),
+        "vit-fast ViT": partial(bare, module, output),
     }
     return Task(dtype, device, module, (inputs,), partial(with_sdpa, module), ours)

@@ -142,6 +142,9 @@ def full(device: str) -> Iterator[Case]:
         yield from other_operations(dtype, 8, CPU_OPERATIONS)
         yield end_to_end("vit-b-16", "jpeg to logits", dtype, 1)
         yield end_to_end("vit-b-16", "uint8 to logits", dtype, 8)
+        yield end_to_end("siglip-b-16", "jpeg to pooled", dtype, 1)
+        yield end_to_end("dinov2-b-14", "jpeg to pooled", dtype, 1)
+        yield end_to_end("clip-b-16", "jpeg to embedding", dtype, 8)
     yield cold_start("vit-b-16", "fp32", ("transformers, sdpa", "torch.compile", *OURS))
     yield from models(head, ("fp32", "bf16"), (8, 1), (*HF, "OpenVINO"))
 
@@ -184,6 +187,8 @@ def gpu(device: str) -> Iterator[Case]:
     yield ablation("vit-b-16", "bf16", 1)
     yield end_to_end("vit-b-16", "jpeg to logits", "bf16", 1)
     yield end_to_end("vit-b-16", "uint8 to logits", "bf16", 64)
+    yield end_to_end("siglip-b-16", "jpeg to pooled", "bf16", 1)
+    yield end_to_end("siglip-b-16", "uint8 to pooled", "bf16", 64)
     yield cold_start("vit-b-16", "bf16", ("transformers, sdpa", "torch.compile", *OURS))
 
 

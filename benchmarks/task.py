@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import vit_fast
+from vit_fast import ViT
 from vit_fast.accuracy import distances
+from vit_fast.pixels import Patches
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -89,6 +91,15 @@ def accelerated(twin: nn.Module) -> Program:
         return y
 
     return Program(call)
+
+
+def output_of(vit: ViT, output: str, pixels: Tensor | Patches) -> Tensor:
+    """The same by a ViT of ours as the field subjects.FIELDS[output] of transformers' answer."""
+    if output == "tokens":
+        return vit(pixels)
+    # a CLIP's image embeddings are its logits
+    field = "pooled" if output == "pooled" else "logits"
+    return getattr(vit.features(pixels, tokens=False, **{field: True}), field)
 
 
 def judge(y: Tensor, ref: Tensor, baseline: Tensor) -> tuple[dict[str, float] | None, str]:

@@ -17,7 +17,7 @@ from vit_fast.ops import Ops, torch_ops
 from . import photographs, subjects
 from .case import Case
 from .operation import operation, random, table
-from .task import DTYPES, Program, Task, accelerated
+from .task import DTYPES, Program, Task, accelerated, output_of
 
 
 class Reader(nn.Module):
@@ -56,20 +56,15 @@ def with_sdpa(module: nn.Module) -> nn.Module:
 def bare(module: Reader, what: str, ops: Ops | None = None) -> Program:
     vit = ViT.from_hf(module.hf)
     vit.ops = ops
-    return Program(partial(output_of, vit, what))
+    return Program(partial(answer, vit, what))
 
 
-def output_of(vit: ViT, what: str, *inputs: Tensor) -> Tensor:
+def answer(vit: ViT, what: str, *inputs: Tensor) -> Tensor:
     pixels = inputs[0]
     if len(inputs) > 1:  # images of several sizes
         pixels, mask, shapes = inputs
         pixels = vit.patches(pixels, shapes, mask)
-    match what:
-        case "tokens":
-            return vit(pixels)
-        case "pooled":
-            return vit.features(pixels, tokens=False, pooled=True).pooled
-    return vit.features(pixels, tokens=False, logits=True).logits
+    return output_of(vit, what, pixels)
 
 
 def steps(target: Ops) -> Iterator[tuple[str, Ops]]:

@@ -1,66 +1,16 @@
 """benchmarks.compare: regressions are named, noise is not, on files made up with known medians and spreads."""
 
 import copy
-import json
 import math
-import random
-import statistics
 
 import pytest
 
+from benchmark_drawn import BASELINE, OURS, QUIET, drawn, of_kind, regressions
 from benchmark_results import results, untimed
-from benchmarks.compare import main
 from benchmarks.regression import medians
 from benchmarks.regression.changes import compared
 from benchmarks.regression.pairs import differences
-from benchmarks.results import row_of, timed, write
-
-SIGMA = 1 / 1.349  # of normal times whose middle half is 1 wide
-OURS, RIVAL, BASELINE = "vit-fast", "OpenVINO", "transformers, eager"
-QUIET = 2  # cases[1] is the disturbed one
-
-
-def drawn(seed, spread=0.01, n=20, slower=(), outliers=0.1):
-    """The same medians for every seed; `slower`: (case, program, factor). A tenth of the calls takes up to 20% more."""
-    draw, found = random.Random(seed), results()
-    for i, case in enumerate(found["cases"]):
-        for row in timed(case):
-            factor = math.prod(f for c, p, f in slower if (c, p) == (i, row["program"]))
-            sample(row, row["p50_ms"] * factor, spread, n, draw, outliers)
-    return found
-
-
-def sample(row, ms, spread, n, draw, outliers=0.0):
-    times = [
-        ms * math.exp(draw.gauss(0, spread * SIGMA)) * (1 + draw.uniform(0, 0.2) * (draw.random() < outliers))
-        for _ in range(n)
-    ]  # fmt: skip
-    row.update(samples_ms=times, p50_ms=statistics.median(times), least_ms=min(times))
-
-
-def of_kind(kind, found):
-    return [c for c in found if c.kind == kind]
-
-
-def regressions(found):
-    return [(c.case, c.program) for c in found if c.regression]
-
-
-@pytest.fixture
-def files(tmp_path):
-    def written(*all_results):
-        paths = [tmp_path / f"{i}.json" for i in range(len(all_results))]
-        for path, r in zip(paths, all_results):
-            write(path, r)
-        return [str(path) for path in paths]
-
-    return written
-
-
-def test_identical_files_give_nothing(files, capsys):
-    assert compared(results(), results()) == []
-    assert main(files(results(), results())) == 0
-    assert "0 regressions of ours" in capsys.readouterr().out
+from benchmarks.results import row_of, timed
 
 
 @pytest.mark.parametrize("n, spread", [(20, 0.01), (20, 0.08), (5, 0.02)])
@@ -110,26 +60,6 @@ def test_what_got_faster_is_no_regression():
     assert "less time" in found.why and found.program == OURS
 
 
-def test_a_rival_that_got_slower_is_named_and_no_regression(files):
-    old, new = drawn(0), drawn(1, slower=[(4, RIVAL, 1.2)])
-    (found,) = compared(old, new)
-    assert (found.kind, found.program, found.regression) == ("slower", RIVAL, False)
-    assert main([*files(old, new), "--fail"]) == 0
-
-
-def test_a_slower_machine_is_no_regression(files, capsys):
-    """All of a case takes a fifth more time by the clock: the same ratios. On another machine nobody looks at it."""
-    programs = [row["program"] for row in results()["cases"][QUIET]["rows"]]
-    old, new = drawn(0), drawn(1, slower=[(QUIET, p, 1.2) for p in programs])
-    assert {c.kind for c in compared(old, new)} == {"clock"}
-    assert main([*files(old, new), "--fail"]) == 0
-    assert f"{OURS} +2" in capsys.readouterr().out
-    new["machine"]["device"] = "Another"
-    assert compared(old, new) == []
-    main(files(old, new))
-    assert "device A Processor -> Another" in capsys.readouterr().out
-
-
 def test_our_version_does_not_make_another_machine():
     old, new = results(), results()
     new["machine"]["vit_fast"] = "0.2.0"
@@ -173,23 +103,6 @@ def test_many_times_slower_is_not_said_in_percent():
     assert found["faster"].startswith("0.12") and " times as long" in found["faster"]
 
 
-def test_a_disturbed_case_is_reported_apart(files, capsys):
-    old, new = drawn(0), drawn(1, slower=[(1, OURS, 1.3)])
-    (found,) = compared(old, new)
-    assert (found.kind, found.regression) == ("disturbed", False)
-    assert "; old file: other processes took 14%" in found.why and "; new file: " in found.why
-    assert main([*files(old, new), "--fail"]) == 0
-    assert "not judged" in capsys.readouterr().out
-
-
-def test_files_that_are_disturbed_throughout_guard_nothing(files, capsys):
-    old, new = drawn(0), drawn(1)
-    for case in new["cases"]:
-        case["disturbed"] = "hot"
-    assert main([*files(old, new), "--fail"]) == 2
-    assert "0 times judged" in capsys.readouterr().out
-
-
 def test_what_is_not_judged_makes_no_guard_blunt():
     """Disturbed cases and rivals are not among the changes that a regression of ours is one of."""
     old, new = drawn(0, 0.03), drawn(1, 0.03, slower=[(QUIET, OURS, 1.3)])
@@ -201,91 +114,6 @@ def test_what_is_not_judged_makes_no_guard_blunt():
     assert math.log1p(alone.beyond) == pytest.approx(medians.bound(pair, 1))
     ours = sum(row["ours"] for c in old["cases"] for row in timed(c) if not c["disturbed"])
     assert math.log1p(among_many.beyond) == pytest.approx(medians.bound(pair, ours))
-
-
-@pytest.mark.parametrize("status", ["inaccurate", "wrong", "failed", "skipped"])
-def test_ours_without_a_result_is_a_regression(status, files):
-    old, new = results(), results()
-    row = row_of(new["cases"][QUIET], OURS)
-    row.update(untimed(OURS, status, "the reason\nof it"))
-    (found,) = compared(old, new)
-    assert (found.kind, found.why) == ("lost", f"ok -> {status}: the reason of it")
-    assert main([*files(old, new), "--fail"]) == 1
-    assert main(files(old, new)) == 0
-    (back,) = compared(new, old)
-    assert (back.kind, back.regression) == ("gained", False)
-
-
-def test_an_error_beyond_what_is_allowed_is_a_regression(files):
-    old, new = results(), results()
-    row_of(new["cases"][QUIET], OURS)["accuracy"]["row_error"] = 5e-6  # of 4e-6
-    (found,) = compared(old, new)
-    assert (found.kind, found.new, found.regression) == (
-        "less accurate", pytest.approx(1.25), True,
-    )  # fmt: skip
-    assert main([*files(old, new), "--fail"]) == 1
-    row_of(new["cases"][QUIET], OURS)["accuracy"]["row_error"] = math.nan
-    assert regressions(compared(old, new))
-    row_of(new["cases"][QUIET], OURS)["accuracy"]["row_error"] = 3.9e-6
-    assert compared(old, new) == []
-
-
-def test_what_vanished_and_what_is_new_is_named(files, capsys):
-    old, new = results(), results()
-    del new["cases"][0]["rows"][5]
-    gone = new["cases"].pop(7)["name"]
-    found = compared(old, new)
-    assert [(c.kind, c.case, c.program, c.ours) for c in found] == [
-        ("vanished", old["cases"][0]["name"], OURS, True),
-        ("vanished", gone, "", True),
-    ]
-    assert {c.kind for c in compared(new, old)} == {"new"}
-    main(files(old, new))
-    out = capsys.readouterr().out
-    assert gone in out and f"{OURS}: ok there" in out
-
-
-def test_exit_statuses(files, tmp_path, capsys):
-    slow = [(QUIET, OURS, 1.3)]
-    old, new = files(drawn(0), drawn(1, slower=slow))
-    assert main([old, new]) == 0
-    assert main([old, new, "--fail"]) == 1
-    assert main([new, old, "--fail"]) == 0
-    nothing = results()
-    nothing["cases"] = []
-    write(tmp_path / "nothing.json", nothing)
-    assert main([old, str(tmp_path / "nothing.json")]) == 0
-    assert main([old, str(tmp_path / "nothing.json"), "--fail"]) == 2
-    assert "no time of ours in common" in capsys.readouterr().err
-
-
-def test_files_that_are_none(files, tmp_path, capsys):
-    (good,) = files(results())
-    other = tmp_path / "other.json"
-    for content, said in (
-        ("{}", "is not a results file of this suite"),
-        ("nonsense", "is not JSON"),
-        (json.dumps({**results(), "format": 2}), "has format 2, expected 1"),
-        (None, "No such file"),
-    ):
-        other.unlink() if content is None else other.write_text(content)
-        for paths in ([good, str(other)], [str(other), good]):
-            with pytest.raises(SystemExit) as stopped:
-                main(paths)
-            assert stopped.value.code == 2
-            assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        main([good])
-    assert stopped.value.code == 2
-
-
-def test_names_that_are_there_twice(files, capsys):
-    twice = results()
-    twice["cases"].append(twice["cases"][0])
-    with pytest.raises(SystemExit) as stopped:
-        main(files(results(), twice))
-    assert stopped.value.code == 2
-    assert "two cases of layer 'model'" in capsys.readouterr().err
 
 
 def test_numbers_that_are_missing():

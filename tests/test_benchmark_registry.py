@@ -30,6 +30,13 @@ def test_what_a_case_names_exists():
         assert len(set(case.programs)) == len(case.programs)
         if case.layer in ("model", "ablation"):
             assert case.what in case.of.classes and case.what in subjects.FIELDS
+        if case.layer == "end to end":
+            given, output = case.what.split(" to ")
+            assert (
+                given in ("jpeg", "uint8")
+                and output in case.of.classes
+                and output in subjects.FIELDS
+            )
         if case.layer == "operation":
             assert case.what in (*OPERATIONS, *JOINED) and case.operation.name == case.what
             assert case.operation.op in GIVEN
@@ -59,6 +66,19 @@ def test_what_the_issue_of_a_table_is():
     assert set(found) == asked
     for case in found.values():
         assert set(case.programs) == {*registry.CPU_RIVALS, *registry.OURS}
+
+
+def test_end_to_end_is_asked_for_in_every_way():
+    """Logits and embeddings of the families that people search with, from files and from bytes."""
+    asked = {(c.subject, c.what) for c in EVERY if c.layer == "end to end"}
+    assert asked >= {
+        ("vit-b-16", "jpeg to logits"),
+        ("vit-b-16", "uint8 to logits"),
+        ("siglip-b-16", "jpeg to pooled"),
+        ("siglip-b-16", "uint8 to pooled"),
+        ("dinov2-b-14", "jpeg to pooled"),
+        ("clip-b-16", "jpeg to embedding"),
+    }
 
 
 def test_flops_are_those_of_the_operations():

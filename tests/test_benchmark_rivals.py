@@ -98,6 +98,21 @@ def test_onnx_runtime(layer, what):
     assert row["launches"] is None
 
 
+def test_onnx_runtime_has_attention_as_one_operator(monkeypatch):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    session, found = onnxruntime.InferenceSession, []
+
+    def opened(path, *args, **kwargs):
+        found.extend(node.op_type for node in onnx.load(path).graph.node)
+        return session(path, *args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    RIVALS["ONNX Runtime"].build(task())
+    assert found.count("Attention") == 2  # a layer
+    assert not {"Softmax", "IsNaN"} & set(found)
+
+
 def test_onnx_runtime_in_bf16():
     pytest.importorskip("onnxruntime")
     assert "fp32 only" in answer("ONNX Runtime", task(dtype="bf16"))["why"]

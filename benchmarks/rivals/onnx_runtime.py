@@ -1,4 +1,7 @@
-"""ONNX Runtime's CPU provider on what torch.onnx exports, all graph optimisations on."""
+"""ONNX Runtime's CPU provider on what torch.onnx exports, all graph optimisations on.
+
+What its transformers.optimizer fuses in that is slower here: benchmarks/LOG.md.
+"""
 
 import io
 import tempfile
@@ -10,6 +13,9 @@ import torch
 from torch import Tensor
 
 from ..task import Program, Task, Unavailable
+
+# the first with an operator for attention: before it SDPA becomes products, a softmax and a search for NaN
+OPSET = 23
 
 
 def onnx_runtime(task: Task) -> Program:
@@ -30,7 +36,9 @@ def onnx_runtime(task: Task) -> Program:
         path = str(Path(folder) / "model.onnx")
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(task.sdpa(), task.inputs, dynamo=True, verbose=False)
+            program = torch.onnx.export(
+                task.sdpa(), task.inputs, dynamo=True, opset_version=OPSET, verbose=False
+            )
             program.save(path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
