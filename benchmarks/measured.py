@@ -14,6 +14,7 @@ from .method import Method, Sampler, in_turn, rest, sampler, statistics
 from .prepared import Prepared, against, empty_row, fail, in_words
 from .results import Case as Found
 from .results import timed
+from .rivals.compiled import forget_compiled
 from .task import Task, Unavailable, ordinary_tensors
 from .tasks import TASKS, steps_of
 
@@ -49,7 +50,7 @@ def measure(
     compare(found, peaks)
     del prepared, task
     # compiled programs hold their module in cycles
-    torch.compiler.reset()
+    forget_compiled()
     gc.collect()
     return found
 

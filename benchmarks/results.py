@@ -2,7 +2,8 @@
 
 format    1
 machine   the card of the machine (measure.machine)
-run       suite, arguments, device ("cpu" or "cuda"), at (UTC), seconds, commit or None, front ("run" or "pytest")
+run       suite, arguments, device ("cpu" or "cuda"), at (UTC), seconds, commit or None, front ("run" or "pytest");
+          resumed, where it was: a list of {"at", "commit"} of the runs that went on with it
 method    how it was timed: order ("in turn" or "one after another"), pause_ms, least_rounds, seconds (of timing a
           case), spread_bound, drift_bound, share_bound; text: the same in sentences
 peaks     dtype -> {"measured_tflops", "nominal_tflops" or None}; and "copy_gbps", the bandwidth of a large copy
@@ -102,6 +103,13 @@ def write(path: Path, results: Results) -> None:
     half = path.with_suffix(".tmp")
     half.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     os.replace(half, path)
+
+
+def commits(results: Results, digits: int = 40) -> str:
+    """Of the run and of those that went on with it, or "": of each so many digits."""
+    run = results["run"]
+    found = [run.get("commit"), *(more.get("commit") for more in run.get("resumed", []))]
+    return ", ".join(dict.fromkeys(c[:digits] for c in found if c))
 
 
 def slug(words: str) -> str:

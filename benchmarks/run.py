@@ -20,6 +20,7 @@ from .method import Method
 from .peaks import peaks
 from .registry import SUITES, cases
 from .results import FORMAT, Results, ranked, read, slug, timed, write
+from .resumed import gone_on, left, put
 
 # seconds of timing a case
 SECONDS = {"quick": 4.0, "families": 6.0, "toy": 0.0}
@@ -54,6 +55,11 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
         "--out", type=Path, metavar="FILE", help="default: .benchmarks/<device>/<suite>.json"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with that file: what it lacks, and what was disturbed, is measured",
+    )
+    parser.add_argument(
         "--record", action="store_true", help="to benchmarks/results/<device>/ of this checkout"
     )
     parser.add_argument(
@@ -86,14 +92,20 @@ def main(argv: list[str], prog: str = "python -m benchmarks run") -> int:
     started = begun(
         args.suite, " ".join(argv), device, Method(seconds=seconds), {c.dtype for c in chosen}
     )
-    results = run(chosen, torch.device(device), Method(seconds=seconds), path, started)
+    try:
+        results = gone_on(path, started) if args.resume else started
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    results = run(chosen, torch.device(device), Method(seconds=seconds), path, results)
     if results["cases"]:
         from .report import show
 
         show(path, results, pictures=not args.no_pictures)
     if failures(results):
         return 1
-    return 0 if len(results["cases"]) == len(chosen) else STOPPED
+    there = {case["name"] for case in results["cases"]}
+    return 0 if there >= {case.name for case in chosen} else STOPPED
 
 
 def unwritable(path: Path) -> str:
@@ -165,21 +177,23 @@ def run(
     results: Results,
     say: Callable[[str], None] = print,
 ) -> Results:
-    """Measures case by case; what was measured is in the file also if it is stopped."""
-    begin = time.perf_counter()
+    """Measures case by case what `results` lacks; what was measured is in the file also if it is stopped."""
+    begin, before, cases = time.perf_counter(), results["run"]["seconds"], left(chosen, results)
+    if len(cases) < len(chosen):
+        say(f"{len(chosen) - len(cases)} of {len(chosen)} cases are in {path}")
     try:
-        for i, case in enumerate(chosen, 1):
-            words = f"[{i}/{len(chosen)}] {case.name}"
+        for i, case in enumerate(cases, 1):
+            words = f"[{i}/{len(cases)}] {case.name}"
             at = Progress(words)
             how = cold.measure if case.layer == "cold start" else measured.measure
             found = how(case, device, method, results["peaks"], at)
             at.done()
-            results["cases"].append(found)
-            results["run"]["seconds"] = round(time.perf_counter() - begin, 1)
+            put(results, found, chosen)
+            results["run"]["seconds"] = round(before + time.perf_counter() - begin, 1)
             write(path, results)
             say(f"{words}: {in_brief(found)}")
     except KeyboardInterrupt:
-        say("\nstopped; what was measured until here is kept")
+        say("\nstopped; what was measured until here is kept: --resume goes on")
     return results
 
 

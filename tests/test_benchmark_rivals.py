@@ -1,14 +1,18 @@
 """Adapters: each gives the answer of the task, or says why it cannot."""
 
 import builtins
+import gc
+import weakref
 
 import pytest
 import torch
+from torch import Tensor
+from torch._inductor.codecache import PyCodeCache
 
 from benchmarks.case import Case
 from benchmarks.prepared import prepare
 from benchmarks.rivals import RIVALS
-from benchmarks.rivals.compiled import behind_compile
+from benchmarks.rivals.compiled import behind_compile, forget_compiled
 from benchmarks.rivals.eager import sdpa
 from benchmarks.task import Unavailable, ordinary_tensors
 from benchmarks.tasks import TASKS
@@ -178,3 +182,21 @@ def test_bf16_inputs_are_those_of_every_program():
     assert q.dtype == torch.bfloat16
     # views of one product, as in the runtime
     assert q.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
+
+
+def test_what_was_compiled_is_forgotten_with_its_weights():
+    """Inductor keeps the modules that it writes, and with freezing the weights are theirs."""
+    found = task("model", "tokens", "fp32")
+    with torch.inference_mode():
+        program = RIVALS["torch.compile"].build(found)
+    held = [
+        weakref.ref(value)
+        for module in PyCodeCache.modules
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
+    assert held
+    del program
+    forget_compiled()
+    gc.collect()
+    assert not any(ref() is not None for ref in held)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..results import TIMED, Case, Results, Row, ranked, read, row_of
+from ..results import TIMED, Case, Results, Row, commits, ranked, read, row_of
 from .phrases import brief, command, digits, machine, plain, scaled, versions
 from .words import accuracy_share
 
@@ -125,7 +125,7 @@ def _made(results: Results, link: str | None) -> str:
     """The one line behind the table: machine, versions, the file, and how it was made."""
     run = results["run"]
     file = f"; [{_safe(Path(link).name)}]({link.replace(' ', '%20')})" if link else ""
-    commit = f" at commit {run['commit'][:10]}" if run.get("commit") else ""
+    commit = f" at commit {commits(results, 10)}" if commits(results) else ""
     at = f" on {run['at'][:10]}" if run.get("at") else ""
     return (
         f"{_safe(machine(results))}; {_safe(versions(results))}{file}, made by "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..plots import Picture
-from ..results import Results
+from ..results import Results, commits
 from .columns import COLUMNS, TERMS
 from .markup import Html, joined, listed, tag
 from .page_style import CSS
@@ -171,11 +171,8 @@ def section(results: Results, layer: str) -> Html:
 
 def method(results: Results) -> Html:
     run = results["run"]
-    commit = (
-        f"at commit {run['commit']}"
-        if run.get("commit")
-        else "of a commit that the file does not name"
-    )
+    named = commits(results)
+    commit = f"at commit {named}" if named else "of a commit that the file does not name"
     terms = [*((c.head, c.meaning) for c in COLUMNS.values()), *TERMS.items()]
     start = "python -m pytest" if run.get("front") == "pytest" else "python -m benchmarks run"
     again = f"In a checkout of vit-fast {commit}, on a machine of this kind; FILE is what the first line writes:"

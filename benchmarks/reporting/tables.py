@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..results import LAYERS, TIMED, Case, Results, Row, ranked, row_of
+from ..results import LAYERS, TIMED, Case, Results, Row, commits, ranked, row_of
 from .phrases import columns, command, digits, machine, plain, scaled, versions
 from .verdict import judged, losses, sentence
 from .words import accuracy_share, percent, times
@@ -56,7 +56,7 @@ def text(results: Results, width: int | None = None) -> str:
 
 def _card(results: Results) -> str:
     run = results["run"]
-    made = f"{run.get('at') or 'at an unknown time'}, commit {run.get('commit') or 'unknown'}"
+    made = f"{run.get('at') or 'at an unknown time'}, commit {commits(results) or 'unknown'}"
     return f"{machine(results)}; {versions(results)}; {command(results)}; {made}"
 
 

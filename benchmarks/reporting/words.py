@@ -2,7 +2,7 @@
 
 import math
 
-from ..results import Case, Results, Row
+from ..results import Case, Results, Row, commits
 
 STATUS = {
     "ok": "accurate",
@@ -72,7 +72,7 @@ def setting(results: Results) -> str:
         f"{threads} threads" if threads else "",
         f"torch {machine['torch']}" if machine.get("torch") else "",
         f"vit-fast {machine['vit_fast']}" if machine.get("vit_fast") else "",
-        f"commit {str(run['commit'])[:10]}" if run.get("commit") else "",
+        f"commit {commits(results, 10)}" if commits(results) else "",
         str(run.get("at") or "")[:10],
     ]
     return ", ".join(part for part in parts if part)

@@ -3,11 +3,13 @@
 On a CPU its weights are frozen, so that Inductor packs them for oneDNN, as PyTorch's guide to inference on CPUs has it.
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
 import torch._inductor.config as inductor
 from torch import Tensor
+from torch._inductor.codecache import PyCodeCache
 
 from ..task import Program, Task, Unavailable
 
@@ -30,3 +32,11 @@ def behind_compile(call: Callable[..., Tensor], task: Task, mode: str = "default
     with torch.inference_mode(), inductor.patch(freezing=True, max_autotune=autotune):
         program(*task.inputs)
     return Program(program)
+
+
+def forget_compiled() -> None:
+    """All that was compiled, and the weights that are frozen in it: Inductor keeps each module that it has written."""
+    torch.compiler.reset()
+    for module in PyCodeCache.modules:
+        sys.modules.pop(module.__name__, None)
+    PyCodeCache.cache_clear()
