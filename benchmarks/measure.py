@@ -76,7 +76,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of the checkout, "+" behind it where files differ; None without git or a repository."""
+    """The git commit of the checkout, "+" behind it where files differ, results apart; None without a repository."""
     # an installed copy may lie in a repository of somebody else
     if shutil.which("git") is None or not (ROOT / "setup.py").exists():
         return None
@@ -84,7 +84,8 @@ def commit() -> str | None:
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
 
-    head, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    head = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     if head.returncode:
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
