@@ -49,7 +49,7 @@ class Applied(nn.Module):
         weights = {n: getattr(self, n) for n in self.names}
         if ops.pack is not None:
             weights |= {n: ops.pack(weights[n]) for n in packed}
-        return Program(Applied(ops, self.call, weights))
+        return Program(lambda *inputs: self.call(ops, *inputs, **weights))
 
 
 def operation(case: "Case", device: torch.device) -> Task:

@@ -19,6 +19,8 @@ TOYS = {
     "toy": subjects.SUBJECTS["toy"],
     "toy rope": Subject(Model("Rope", 32, 8, 64, 2, 2, 128, prefix=5, rope=True), {}),
     "toy gated": Subject(Model("Gated", 32, 8, 64, 2, 2, 96, "silu", gated=True), {}),
+    # packed in two
+    "toy wide gated": Subject(Model("Wide", 32, 8, 1152, 2, 18, 96, "silu", gated=True), {}),
     "toy masked": Subject(Model("Masked", 256, 16, 64, 2, 2, 128, prefix=0), {}, inputs=subjects.naflex),
 }  # fmt: skip
 EVERY = [
@@ -31,6 +33,7 @@ EVERY = [
     ("toy", "proj, layer_norm"),
     ("toy rope", "attention"),
     ("toy gated", "fc1"),
+    ("toy wide gated", "fc1"),
     ("toy masked", "attention"),
 ]
 
