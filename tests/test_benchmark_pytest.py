@@ -86,7 +86,9 @@ def test_leaves_the_results_file_of_the_suite(tmp_path):
     assert not samples, "each benchmark is a row"
 
 
-@pytest.mark.parametrize("how", ["--benchmark-only", "--benchmark-disable"])
+@pytest.mark.parametrize(
+    "how", ["--benchmark-only", pytest.param("--benchmark-disable", marks=pytest.mark.slow)]
+)
 def test_what_is_wrong_is_said_with_and_without_timing(tmp_path, how):
     done = run(tmp_path, how, code=BROKEN)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -49,7 +49,10 @@ def test_programs_of_pytorch(name, dtype):
     assert row["build_s"] >= 0 and row["first_s"] > 0 and row["launches"] > 10
 
 
-@pytest.mark.parametrize("name", ["torch.compile", "torch.compile max-autotune"])
+@pytest.mark.parametrize(
+    "name",
+    ["torch.compile", pytest.param("torch.compile max-autotune", marks=pytest.mark.slow)],
+)
 def test_torch_compile(name):
     import torch._inductor.config as inductor
 
