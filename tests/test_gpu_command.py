@@ -17,6 +17,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path):
     """Every section on the CPU; then the same command finds nothing left to do; then a table of it."""
     pytest.importorskip("triton")
